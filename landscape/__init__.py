@@ -1,0 +1,28 @@
+"""Loss landscapes of PyTorch networks: from a trained network to a surface you can look at.
+
+Importing this package imports nothing heavy: every public name is loaded on first use, so that stored
+surfaces can be read, analysed and drawn on a machine without torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("landscape")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+# public name -> module that defines it
+_HOME: dict[str, str] = {}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,1 @@
+"""Stored results as plotly figures, one figure per file."""
