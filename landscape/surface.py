@@ -222,6 +222,7 @@ class SurfaceStore:
             )
         old = Surface.load(self.path)
         self.surface.values, self.surface.done = old.values, old.done
+        self.surface.provenance = old.provenance
         self.surface.trajectories = {**old.trajectories, **self.surface.trajectories}
         self.n_continued = int(old.done.sum())
 
@@ -292,12 +293,16 @@ def hash_array(array: Array) -> str:
     return digest.hexdigest()
 
 
-def lowest_point(surface: Surface, metric: str = "loss") -> tuple[tuple[int, ...], float] | None:
+def lowest_point(surface: Surface, metric: str | None = None) -> tuple[tuple[int, ...], float] | None:
     """Return index and value of the lowest finite grid point; None if there is none.
 
     It is the lowest of the computed points, not a local minimum: it may lie on the border.
+
+    Args:
+        surface: Finished or not.
+        metric: Which values. Default: the first metric, the loss.
     """
-    values = surface.metric(metric)
+    values = surface.metric(metric or next(iter(surface.values)))
     values[~np.isfinite(values)] = math.inf
     flat = int(np.argmin(values))
     index = tuple(int(i) for i in np.unravel_index(flat, values.shape))

@@ -1,0 +1,240 @@
+"""Directions through a network: random, by PCA of its training, between networks, or given.
+
+Random directions are Gaussian and normalized by filter (Li et al. 2018, arXiv:1712.09913). Each function returns a
+`Slice` through the objective's network.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.checkpoint import Checkpoint, match_state, read
+from landscape.objective import Objective
+from landscape.parameters import filter_ids, is_weight, tensor_ids
+from landscape.slice import Slice, differences
+from landscape.trajectory import Trajectory
+
+NORMALIZATIONS = ("filter", "layer", "weight", "none")
+Network = nn.Module | Checkpoint | Mapping[str, Tensor] | str | os.PathLike
+"""A network of the same architecture: a module, a checkpoint, a state dict, or the file of one."""
+
+
+def random_directions(
+    objective: Objective,
+    k: int = 2,
+    *,
+    seed: int = 0,
+    normalization: str = "filter",
+    biases: bool | None = None,
+    orthogonal: bool = False,
+) -> Slice:
+    """Draw Gaussian directions and normalize them.
+
+    With `"filter"`, every filter `f` of a direction gets the norm of the network's,
+    `d_f <- d_f ||theta_f|| / (||d_f|| + 1e-10)` (Li et al. 2018, arXiv:1712.09913, section 4); `"layer"` does the same
+    per tensor; `"weight"` multiplies entry by entry with `|theta|`; `"none"` leaves the Gaussian. Direction `i` depends
+    on the seed and on `i` only, and can be drawn again from them.
+
+    Args:
+        objective: Its origin and selected parameters.
+        k: Number of directions.
+        seed: Any non-negative integer.
+        normalization: `"filter"`, `"layer"`, `"weight"` or `"none"`.
+        biases: Whether biases and norm parameters move too, normalized per tensor. Default: only with `"none"`.
+        orthogonal: Make each direction orthogonal to those before it, after normalizing (filters then no longer have
+            exactly the network's norms).
+
+    Example:
+        >>> plane = random_directions(objective, seed=1)  # doctest: +SKIP
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if biases is None:
+        biases = normalization == "none"
+    origin, layout = objective.origin, objective.layout
+    reference = origin.double().cpu()
+    ids = (filter_ids(objective.model, layout) if normalization == "filter" else tensor_ids(layout)).numpy()
+    weights = torch.repeat_interleave(
+        torch.tensor(list(is_weight(objective.model, layout).values())), torch.tensor(layout.sizes)
+    )
+    if normalization == "filter":  # a bias vector counts as one filter of its own
+        ids = np.where(weights, ids, ids.max() + 1 + tensor_ids(layout).numpy())
+    rows = []
+    for i in range(k):
+        d = np.random.default_rng([seed, i]).standard_normal(layout.p)
+        if normalization in ("filter", "layer"):
+            norm = np.sqrt(np.bincount(ids, weights=d**2))
+            wanted = np.sqrt(np.bincount(ids, weights=reference.numpy() ** 2))
+            d *= (wanted / (norm + 1e-10))[ids]
+        elif normalization == "weight":
+            d *= reference.abs().numpy()
+        if not biases:
+            d[~weights.numpy()] = 0
+        rows.append(d)
+    if orthogonal:
+        rows = _orthogonalize(rows)
+    info = {
+        "kind": "random",
+        "seed": seed,
+        "normalization": normalization,
+        "biases": biases,
+        "orthogonal": orthogonal,
+        "labels": [f"random direction {i + 1} ({_NORMALIZATION_LABELS[normalization]})" for i in range(k)],
+    }
+    directions = torch.from_numpy(np.stack(rows)).to(origin)
+    reach = 1.0
+    if normalization == "none":  # a step of the network's own length, not of sqrt(p) of it
+        reach = float(reference.norm() / np.sqrt(layout.p)) or 1.0
+    return Slice(origin, directions, info, ((-reach, reach),) * k)
+
+
+_NORMALIZATION_LABELS = {
+    "filter": "filter-normalized",
+    "layer": "layer-normalized",
+    "weight": "weight-normalized",
+    "none": "not normalized",
+}
+
+
+def _orthogonalize(rows: list[np.ndarray]) -> list[np.ndarray]:
+    done: list[np.ndarray] = []
+    for row in rows:
+        for _ in range(2):  # the second pass removes what rounding left
+            for other in done:
+                row = row - (row @ other) / (other @ other) * other
+        done.append(row)
+    return done
+
+
+def pca_directions(
+    objective: Objective,
+    trajectories: Trajectory | Sequence[Trajectory],
+    k: int = 2,
+) -> Slice:
+    """Find the plane through the network that the checkpoints of its training lie closest to.
+
+    The origin (the objective's network, normally the end of a run) is subtracted from every checkpoint, so that the
+    plane goes through it: with the rows `theta_t - origin = U S V^T`, direction `i` is row `i` of `V^T`, of norm 1, and
+    explains `s_i^2 / sum_j s_j^2` of the squared distances from the origin. Nothing else is centered or scaled. The
+    checkpoints are read in blocks of columns, never all at once.
+
+    Args:
+        objective: Its origin and selected parameters.
+        trajectories: One or several, of the same parameters; several are analysed jointly.
+        k: Number of directions.
+
+    Returns:
+        A slice whose info holds the explained shares and whose extent covers the trajectories.
+
+    Raises:
+        ValueError: The trajectory belongs to other parameters, or spans fewer than `k` dimensions.
+    """
+    runs = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+    for run in runs:
+        if run.layout != objective.layout:
+            raise ValueError(
+                f"trajectory {run.path} has other parameters than the model ({run.p} and {objective.layout.p} "
+                "entries): same network, and the same `select` as when it was recorded?"
+            )
+    origin = objective.origin.double().cpu().numpy()
+    gram = sum(block @ block.T for _, block in differences(runs, origin))
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1].clip(min=0), vectors[:, ::-1]
+    rank = int((squares > squares[0] * 1e-12).sum()) if squares[0] > 0 else 0
+    if rank < k:
+        raise ValueError(
+            f"the {len(gram)} checkpoints span {rank} dimension(s) around the network, {k} are asked for: "
+            "record more often, or ask for fewer directions"
+        )
+    vectors = vectors[:, :k] * np.sign(vectors[np.abs(vectors[:, :k]).argmax(axis=0), range(k)])
+    directions = np.empty((k, len(origin)))
+    for cut, block in differences(runs, origin):
+        directions[:, cut] = vectors.T @ block / np.sqrt(squares[:k, None])
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    shares = squares / squares.sum()
+    coordinates = vectors * np.sqrt(squares[:k])  # [t, k]
+    low, high = np.minimum(coordinates.min(axis=0), 0), np.maximum(coordinates.max(axis=0), 0)
+    margin = 0.15 * np.maximum(high - low, 0.1 * (high - low).max())
+    info = {
+        "kind": "pca",
+        "subtracted": "the network at the origin",
+        "n_checkpoints": len(gram),
+        "n_trajectories": len(runs),
+        "explained_variance_ratio": shares[: max(k, 10)].tolist(),
+        "singular_values": np.sqrt(squares[: max(k, 10)]).tolist(),
+        "labels": [f"principal component {i + 1} ({shares[i]:.1%})" for i in range(k)],
+        "unit": "distance in parameter space",
+    }
+    extent = tuple((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
+    return Slice(objective.origin, torch.from_numpy(directions).to(objective.origin), info, extent)
+
+
+def directions_between(objective: Objective, *networks: Network) -> Slice:
+    """Span a slice by the way to one or two (or more) other networks: `d_i = theta_i - origin`.
+
+    Coordinates 0 are the objective's network, coordinate `i` = 1 alone is network `i`. Their buffers change alike if
+    the objective's batch-norm policy is `"interpolated"`.
+
+    Args:
+        objective: The network at the origin.
+        networks: Networks of the same architecture: modules, checkpoints, state dicts, or files.
+
+    Raises:
+        ValueError: A network has other parameters, or is the one at the origin.
+    """
+    if not networks:
+        raise ValueError("give at least one other network")
+    layout = objective.layout
+    shapes = {name: tuple(t.shape) for name, t in objective.model.state_dict().items()}
+    states = [match_state(_state(network), shapes) for network in networks]
+    rows = [layout.flatten(state, torch.float64).to(objective.device) - objective.origin.double() for state in states]
+    buffers = {
+        name: torch.stack([(state[name].to(own) - own) for state in states])
+        for name, own in objective.buffers.items()
+        if all(name in state for state in states)
+    }
+    info = {
+        "kind": "between",
+        "labels": [
+            f"from the network to network {i + 2}" if len(rows) > 1 else "from one network to the other"
+            for i in range(len(rows))
+        ],
+    }
+    return Slice(objective.origin, torch.stack(rows).to(objective.origin), info, ((-0.5, 1.5),) * len(rows), buffers)
+
+
+def _state(network: Network) -> Mapping[str, Tensor]:
+    if isinstance(network, nn.Module):
+        return network.state_dict()
+    if isinstance(network, Checkpoint):
+        return network.state
+    if isinstance(network, Mapping):
+        return network
+    return read(network).state
+
+
+def given_directions(
+    objective: Objective, directions: Tensor | np.ndarray | Sequence[Mapping[str, Tensor]], *, info: dict | None = None
+) -> Slice:
+    """Use directions that the caller made.
+
+    Args:
+        objective: Its origin and selected parameters.
+        directions: `[k, p]`, or `[p]` for a line, or `k` dictionaries of named tensors (state dicts).
+        info: Where they come from; may hold `labels`, `unit` and others that the results then carry.
+
+    Raises:
+        ValueError: Wrong shape or names.
+    """
+    if isinstance(directions, Sequence) and directions and isinstance(directions[0], Mapping):
+        rows = torch.stack([objective.layout.flatten(state, torch.float64) for state in directions])
+    else:
+        rows = torch.atleast_2d(torch.as_tensor(directions))
+    k = len(rows)
+    info = {"kind": "given", "labels": [f"given direction {i + 1}" for i in range(k)], **(info or {})}
+    return Slice(objective.origin, rows.to(objective.origin), info, ((-1.0, 1.0),) * k)

@@ -1,0 +1,209 @@
+"""Evaluate a surface, point by point from coarse to fine, into a store that survives a kill."""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+import landscape
+from landscape.evaluation.grid import coarse_to_fine, grid_axis
+from landscape.evaluation.reference import Plan, reference_plan
+from landscape.objective import Objective
+from landscape.slice import Slice
+from landscape.surface import AXIS_NAMES, ProjectedTrajectory, Surface, SurfaceStore, empty_surface, hash_array
+from landscape.trajectory import Trajectory
+
+RESOLUTION = {1: 101, 2: 51, 3: 21}
+_MAX_PROJECTED = 200  # checkpoints of a trajectory whose losses are evaluated
+
+
+def evaluate(
+    objective: Objective,
+    slice: Slice,
+    *,
+    resolution: int | Sequence[int] | None = None,
+    extent: Sequence[tuple[float, float]] | tuple[float, float] | None = None,
+    axes: Sequence[np.ndarray] | None = None,
+    trajectories: Mapping[str, Trajectory] | None = None,
+    path: str | os.PathLike | None = None,
+    progress: bool = True,
+    interval: float = 2.0,
+    checkpoint: Mapping[str, object] | None = None,
+) -> Surface:
+    """Evaluate loss and metrics on a grid of a slice.
+
+    A path that already holds a part of the same surface is continued; another surface there is refused.
+
+    Args:
+        objective: The loss and its data.
+        slice: Origin and directions.
+        resolution: Points along each axis, one number or one per axis. Default: 101, 51 x 51, 21 x 21 x 21.
+        extent: Range (low, high) of the coordinates, one for all axes or one per axis. Default: the slice's own.
+        axes: The coordinates themselves, one array per direction, instead of resolution and extent.
+        trajectories: Training runs to project on the slice, by name, with their own losses and those on the slice; of
+            a long one, 200 checkpoints spread evenly.
+        path: HDF5 file to keep the surface in while it is computed and afterwards.
+        progress: Show a progress bar with the time left.
+        interval: Seconds between two writes of the values.
+        checkpoint: What is known of the network (path, its loss, ...), kept with the surface.
+
+    Returns:
+        The surface, with its provenance and the numbers of the sanity report.
+
+    Raises:
+        ValueError: Axes, resolution or extent do not fit the slice, or the file holds another surface.
+
+    Example:
+        >>> surface = evaluate(objective, plane, resolution=(51, 41), path="plane.h5")  # doctest: +SKIP
+    """
+    if objective.batch_norm == "interpolated" and objective.buffers and not slice.buffer_directions:
+        raise ValueError(
+            f"batch_norm='interpolated' needs the statistics of several networks, a slice of kind "
+            f"{slice.info['kind']!r} has none: use directions_between, or another policy"
+        )
+    surface = empty_surface(_axes(slice, resolution, extent, axes), objective.metric_names)
+    surface.origin = slice.origin.cpu().numpy()
+    surface.directions = slice.directions.cpu().numpy()
+    continued = _plan_of(path)
+    plan = reference_plan(objective, slice, continued.get("chunk_size"))
+    fresh = surface.provenance = _provenance(objective, slice, plan, checkpoint)
+    store = SurfaceStore(surface, _fingerprint(objective, slice, surface), path, interval)
+    _check_same_values(surface, fresh)
+
+    start = time.perf_counter()
+    before = surface.provenance["seconds"]
+    coordinates = list(surface.axes.values())
+    todo = [index for index in coarse_to_fine(surface.shape) if not surface.done[tuple(index)]]
+    try:
+        with tqdm(
+            total=surface.done.size,
+            initial=store.n_continued,
+            desc=f"surface {' x '.join(map(str, surface.shape))}",
+            unit="point",
+            disable=not progress,
+        ) as bar:
+            for first in range(0, len(todo), plan.group):
+                group = todo[first : first + plan.group]
+                points = np.array([[axis[i] for axis, i in zip(coordinates, index, strict=True)] for index in group])
+                values = plan.values(points)
+                for j, index in enumerate(group):
+                    store.record(tuple(index), {name: array[j] for name, array in values.items()})
+                bar.update(len(group))
+        for name, trajectory in (trajectories or {}).items():
+            if name not in surface.trajectories:
+                surface.trajectories[name] = project_trajectory(objective, slice, trajectory, plan, progress)
+    finally:
+        surface.provenance["seconds"] = before + time.perf_counter() - start
+        store.finish()
+    return surface
+
+
+def project_trajectory(
+    objective: Objective, slice: Slice, trajectory: Trajectory, plan: Plan, progress: bool = True
+) -> ProjectedTrajectory:
+    """Project the checkpoints of a run on a slice, and compare their losses with those on the slice.
+
+    Args:
+        objective: The loss; a checkpoint is evaluated with its own batch-norm statistics where it has them.
+        slice: Where to project.
+        trajectory: The run.
+        plan: How points of the slice are evaluated.
+        progress: Show a progress bar.
+    """
+    if trajectory.layout != objective.layout:
+        raise ValueError(f"trajectory {trajectory.path} has other parameters than the model")
+    chosen = np.unique(np.linspace(0, len(trajectory) - 1, min(len(trajectory), _MAX_PROJECTED)).round().astype(int))
+    coordinates, distance = (array[chosen] for array in slice.project(trajectory))
+    losses, on_slice = [], []
+    for t, c in tqdm(list(zip(chosen, coordinates, strict=True)), desc="trajectory", disable=not progress):
+        losses.append(objective.evaluate(trajectory.theta(int(t)), trajectory.buffers(int(t)))["loss"])
+        on_slice.append(plan.values(c[None])["loss"][0])
+    return ProjectedTrajectory(trajectory.step[chosen], coordinates, distance, np.array(losses), np.array(on_slice))
+
+
+def _axes(
+    slice: Slice,
+    resolution: int | Sequence[int] | None,
+    extent: Sequence | None,
+    axes: Sequence[np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    names = [AXIS_NAMES[i] if i < len(AXIS_NAMES) else f"axis{i + 1}" for i in range(slice.k)]
+    if axes is not None:
+        if resolution is not None or extent is not None:
+            raise ValueError("give either axes, or resolution and extent")
+        if len(axes) != slice.k:
+            raise ValueError(f"the slice has {slice.k} direction(s), got {len(axes)} axes")
+        return {name: np.asarray(axis, dtype=np.float64) for name, axis in zip(names, axes, strict=True)}
+    if resolution is None:
+        resolution = RESOLUTION.get(slice.k, 7)
+    counts = [resolution] * slice.k if isinstance(resolution, int) else list(resolution)
+    ranges = list(slice.extent) if extent is None else list(extent)
+    if len(ranges) == 2 and np.ndim(ranges[0]) == 0:
+        ranges = [tuple(ranges)] * slice.k
+    if len(counts) != slice.k or len(ranges) != slice.k:
+        raise ValueError(
+            f"the slice has {slice.k} direction(s), got {len(counts)} resolution(s) and {len(ranges)} range(s)"
+        )
+    return {name: grid_axis(*ends, n) for name, ends, n in zip(names, ranges, counts, strict=True)}
+
+
+def _plan_of(path: str | os.PathLike | None) -> dict:
+    """Return the plan that the unfinished surface at a path was begun with; what goes on must not change it."""
+    if path is None or not os.path.exists(path):
+        return {}
+    return Surface.load(path).provenance.get("plan", {})
+
+
+def _fingerprint(objective: Objective, slice: Slice, surface: Surface) -> dict[str, str]:
+    axes = hashlib.sha256("".join(map(hash_array, surface.axes.values())).encode()).hexdigest()
+    return {
+        **objective.fingerprint(),
+        "origin": hash_array(surface.origin),
+        "directions": hash_array(surface.directions),
+        "axes": axes,
+    }
+
+
+def _provenance(objective: Objective, slice: Slice, plan: Plan, checkpoint: Mapping[str, object] | None) -> dict:
+    gram = slice.gram()
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "landscape": landscape.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": {"device": str(objective.device), "threads": torch.get_num_threads()},
+        "settings": objective.settings(),
+        "slice": slice.info,
+        "axes": [{"label": label, "unit": slice.info.get("unit")} for label in slice.info["labels"]],
+        "gram": gram.tolist(),
+        "origin_norm": float(slice.origin.double().norm()),
+        "p": objective.layout.p,
+        "at_origin": objective.evaluate_model(),
+        "gradient_norm": objective.gradient_norm(),
+        "checkpoint": dict(checkpoint or {}),
+        "plan": {"name": plan.name, "notes": list(plan.notes), "chunk_size": plan.chunk_size},
+        "seconds": 0.0,
+    }
+
+
+def _check_same_values(surface: Surface, fresh: dict) -> None:
+    """Refuse to continue a surface whose network now has other values at the origin.
+
+    The fingerprint knows functions by name and code; what they depend on besides shows in their values.
+    """
+    for name, value in fresh["at_origin"].items():
+        stored = surface.provenance["at_origin"][name]
+        if not np.isclose(value, stored, rtol=1e-4, atol=1e-9, equal_nan=True):
+            raise ValueError(
+                f"{surface.path} was begun with {name} = {stored:.6g} at the origin, now it is {value:.6g}: "
+                "has the loss or a metric changed? Choose another file name, or delete that file to start anew"
+            )

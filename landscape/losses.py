@@ -1,0 +1,95 @@
+"""Losses and metrics: functions of a network's output and the target, a mean over the batch or one value per sample."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Metric = Callable[[Any, Any], Tensor]
+"""`(output, target) -> ` a mean over the batch (0-D) or one value per sample (`[b]`)."""
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Compute the softmax cross-entropy of each sample.
+
+    `log sum_j exp(h_j - m) + (m - h_y)` with `m = max_j h_j`. The sum, which is 1 plus little where the loss is small,
+    is taken in float64, so that a small loss of float32 logits keeps its digits.
+
+    Args:
+        output: Logits `h`, `[b, c]`.
+        target: Class indices, `[b]`.
+
+    Returns:
+        `[b]` float64, in nats.
+    """
+    largest = output.amax(dim=1)
+    of_target = output.gather(1, target[:, None]).squeeze(1)
+    return (output - largest[:, None]).exp().sum(dim=1, dtype=torch.float64).log() + (largest - of_target)
+
+
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Tell for each sample whether its class has the largest logit: 1 or 0, a tie counts as 1.
+
+    Args:
+        output: Logits `[b, c]`.
+        target: Class indices, `[b]`.
+
+    Returns:
+        `[b]`, of the output's type. NaN logits count as wrong.
+    """
+    of_target = output.gather(1, target[:, None]).squeeze(1)
+    return (of_target == output.amax(dim=1)).to(output.dtype)
+
+
+def default_loss(output: Any, target: Any) -> Tensor:
+    """Use the model's own loss where it returns one (`output.loss`), the cross-entropy for class indices otherwise.
+
+    Raises:
+        TypeError: Neither fits; the message says what came.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if own is not None:
+        return own
+    if is_classification(output, target):
+        return cross_entropy(output, target)
+    raise TypeError(
+        f"no default loss for an output {describe_value(output)} and a target {describe_value(target)}: "
+        "pass loss=function(output, target)"
+    )
+
+
+def is_classification(output: Any, target: Any) -> bool:
+    """Tell whether an output `[b, c]` holds logits for targets `[b]` that are class indices."""
+    return (
+        isinstance(output, Tensor)
+        and isinstance(target, Tensor)
+        and output.ndim == 2
+        and output.is_floating_point()
+        and target.shape == output.shape[:1]
+        and target.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    )
+
+
+def describe_callable(function: Callable) -> str:
+    """Name a loss or metric, with a hash of its code where the name alone would not tell it apart."""
+    if isinstance(function, nn.Module):
+        return repr(function)
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(type(function)))}"
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    digest = hashlib.sha256(code.co_code + repr((code.co_consts, code.co_names)).encode())
+    return f"{name} ({digest.hexdigest()[:8]})"
+
+
+def describe_value(value: Any) -> str:
+    """Say in a few words what a batch, output or target is, for error messages."""
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(describe_value(item) for item in value) + ")"
+    return type(value).__name__

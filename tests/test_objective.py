@@ -1,0 +1,282 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from problems import TwoParameters, asymmetric, asymmetric_loss, class_data, one_sample, randomize
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from landscape.losses import accuracy, cross_entropy
+from landscape.models import build
+from landscape.objective import Objective
+
+
+def network(seed=0):
+    return randomize(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), seed)
+
+
+def normed(seed=0):
+    return randomize(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), seed)
+
+
+DATA = class_data(50, (4,), 3)
+
+
+def test_the_loss_of_a_module_of_two_parameters_is_the_formula():
+    objective = Objective(TwoParameters(), one_sample(), loss=asymmetric_loss)
+    for a, b in [(0.3, -0.2), (2.0, 1.0), (-1.5, 3.0)]:
+        value = objective.evaluate(torch.tensor([a, b], dtype=torch.float64))["loss"]
+        assert value == pytest.approx(asymmetric(a, b), rel=1e-14)
+
+
+def test_loss_and_accuracy_agree_with_a_plain_call_on_training_and_test_data():
+    model, test = network(), class_data(31, (4,), 3, seed=1)
+    values = Objective(model, DATA, test=test, dtype=torch.float64).evaluate_model()
+    for prefix, (x, y) in {"": DATA, "test_": test}.items():
+        output = copy.deepcopy(model).double()(x.double())
+        assert values[prefix + "loss"] == pytest.approx(F.cross_entropy(output, y).item(), rel=1e-12)
+        assert values[prefix + "accuracy"] == pytest.approx((output.argmax(1) == y).double().mean().item())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 50, 64])
+def test_the_chunk_size_does_not_matter(chunk_size):
+    objective = Objective(network(), DATA, dtype=torch.float64, chunk_size=chunk_size)
+    whole = F.cross_entropy(network().double()(DATA[0].double()), DATA[1]).item()
+    assert objective.evaluate(objective.origin)["loss"] == pytest.approx(whole, rel=1e-12)
+
+
+def test_float32_losses_keep_their_digits_where_they_are_small():
+    torch.manual_seed(0)
+    target = torch.randint(10, (4000,))
+    logits = torch.randn(4000, 10) + 18 * F.one_hot(target, 10)
+    exact = F.cross_entropy(logits.double(), target).item()
+    assert cross_entropy(logits, target).double().mean().item() == pytest.approx(exact, rel=2e-7)
+
+
+def test_accuracy_counts_ties_as_correct_and_nan_as_wrong():
+    output = torch.tensor([[1.0, 1.0], [0.0, 1.0], [float("nan"), 1.0]])
+    assert accuracy(output, torch.tensor([0, 0, 0])).tolist() == [1, 0, 0]
+
+
+def test_gradient_agrees_with_backward_on_all_data():
+    model = network().double()
+    objective = Objective(model, DATA, dtype=torch.float64, chunk_size=7)
+    F.cross_entropy(model(DATA[0].double()), DATA[1]).backward()
+    expected = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(objective.gradient(objective.origin), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_users_model_and_the_random_state_are_untouched():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
+    model[0].bias.requires_grad_(False)
+    F.cross_entropy(model(DATA[0]), DATA[1]).backward()
+    before = copy.deepcopy(model.state_dict())
+    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    for policy in ("frozen", "batch", "recalibrated"):
+        objective = Objective(model, DATA, batch_norm=policy)
+        objective.evaluate(objective.origin + 1)
+        objective.gradient(objective.origin)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert model[2].training
+    assert not model[0].bias.requires_grad
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (gradients[name] is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name])
+
+
+def test_dropout_is_off():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+    objective = Objective(model, DATA)
+    assert objective.evaluate(objective.origin) == objective.evaluate(objective.origin)
+
+
+class TestBatchNormPolicies:
+    def reference(self, model, x, y):
+        return F.cross_entropy(model(x), y).item()
+
+    def moved(self, model, delta):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter += delta
+        return other
+
+    def test_frozen_uses_the_origins_statistics(self):
+        model = normed().eval()
+        model[1].running_mean.fill_(0.7)
+        objective = Objective(model, DATA)
+        expected = self.reference(self.moved(model, 0.1), *DATA)
+        assert objective.evaluate(objective.origin + 0.1)["loss"] == pytest.approx(expected, rel=1e-6)
+
+    def test_batch_uses_the_statistics_of_each_batch_as_given(self):
+        model, (x, y) = normed(), DATA
+        loader = DataLoader(TensorDataset(x, y), batch_size=20)
+        objective = Objective(model, loader, batch_norm="batch")
+        moved = self.moved(model, 0.1).train()
+        expected = sum(self.reference(moved, x[i : i + 20], y[i : i + 20]) * len(x[i : i + 20]) for i in (0, 20, 40))
+        assert objective.evaluate(objective.origin + 0.1)["loss"] == pytest.approx(expected / 50, rel=1e-6)
+
+    def test_recalibrated_estimates_them_at_each_point(self):
+        model, (x, y) = normed(), DATA
+        loader = DataLoader(TensorDataset(x, y), batch_size=25)
+        objective = Objective(model, loader, batch_norm="recalibrated")
+        moved = self.moved(model, 0.1)
+        moved[1].reset_running_stats()
+        moved[1].momentum = None
+        with torch.no_grad():
+            for part in (x[:25], x[25:]):
+                moved.train()(part)
+        expected = self.reference(moved.eval(), x, y)
+        assert objective.evaluate(objective.origin + 0.1)["loss"] == pytest.approx(expected, rel=1e-6)
+        assert objective.evaluate(objective.origin + 0.1)["loss"] == pytest.approx(expected, rel=1e-6)  # no memory
+
+    def test_the_policies_differ(self):
+        values = set()
+        for policy in ("frozen", "batch", "recalibrated"):
+            objective = Objective(normed(), DATA, batch_norm=policy)
+            values.add(round(objective.evaluate(objective.origin)["loss"], 4))
+        assert len(values) >= 2
+
+    def test_an_unknown_policy_is_refused(self):
+        with pytest.raises(ValueError, match="must be one of frozen, interpolated, recalibrated, batch"):
+            Objective(normed(), DATA, batch_norm="free")
+
+
+class TestAnyData:
+    def test_dictionaries_as_batches_with_a_loss_of_the_model(self):
+        class Own(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = network()
+
+            def forward(self, features, labels):
+                logits = self.net(features)
+                return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+        x, y = DATA
+        batches = [{"features": x[i : i + 20], "labels": y[i : i + 20]} for i in (0, 20, 40)]
+        objective = Objective(Own(), batches, metrics={"entropy": lambda o, b: o["logits"].softmax(1).amax(1)})
+        values = objective.evaluate(objective.origin)
+        assert values["loss"] == pytest.approx(F.cross_entropy(network()(x), y).item(), rel=1e-6)
+        assert values["entropy"] == pytest.approx(network()(x).softmax(1).amax(1).mean().item(), rel=1e-6)
+
+    def test_regression_with_a_torch_loss(self):
+        x = torch.linspace(-1, 1, 30)[:, None]
+        objective = Objective(nn.Linear(1, 1), (x, x**2), loss=nn.MSELoss())
+        assert objective.metric_names == ["loss"]
+
+    def test_a_language_model_with_padded_sequences_of_different_lengths(self):
+        model = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11))
+        batches = [(torch.randint(11, (3, n)), torch.randint(11, (3, n))) for n in (5, 7)]
+
+        def loss(output, target):
+            return F.cross_entropy(output.flatten(0, 1), target.flatten())
+
+        objective = Objective(model, batches, loss=loss)
+        expected = sum(loss(model(x), y).item() for x, y in batches) / 2
+        assert objective.evaluate(objective.origin)["loss"] == pytest.approx(expected, rel=1e-6)
+        assert "differ in shape" in objective.notes[0]
+
+    def test_a_forward_of_the_users(self):
+        objective = Objective(
+            network(), [{"image": DATA[0], "label": DATA[1]}],
+            forward=lambda model, batch: model(batch["image"]),
+            loss=lambda output, batch: F.cross_entropy(output, batch["label"]),
+        )  # fmt: skip
+        expected = F.cross_entropy(network()(DATA[0]), DATA[1]).item()
+        assert objective.evaluate(objective.origin)["loss"] == pytest.approx(expected, rel=1e-6)
+
+    def test_only_the_trainable_parameters_of_a_fine_tuned_model(self):
+        model = network()
+        model[0].requires_grad_(False)
+        objective = Objective(model, DATA, select="trainable")
+        assert objective.layout.names == ("2.weight", "2.bias")
+        model[2].weight.data.zero_()
+        model[2].bias.data.zero_()
+        zero = torch.zeros(objective.layout.p)
+        assert objective.evaluate(zero)["loss"] == pytest.approx(np.log(3), rel=1e-6)
+
+    def test_a_shuffling_loader_is_refused(self):
+        with pytest.raises(ValueError, match="shuffle"):
+            Objective(network(), DataLoader(TensorDataset(*DATA), batch_size=10, shuffle=True))
+
+    def test_tied_weights_move_together(self):
+        model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+        model[1].weight = model[0].weight
+        x = torch.arange(5)
+        objective = Objective(model, (x, x))
+        theta = objective.origin + 0.3
+        moved = objective.layout.unflatten(theta)["0.weight"]
+        expected = F.cross_entropy(moved @ moved.T, x).item()
+        assert objective.evaluate(theta)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+class TestAnyLoss:
+    def test_a_sum_is_found_out(self):
+        def summed(output, target):
+            return F.cross_entropy(output, target, reduction="sum")
+
+        with pytest.raises(ValueError, match="reduction='sum'"):
+            Objective(network(), DATA, loss=summed)
+        values = Objective(network(), DATA, loss=summed, reduction="sum", chunk_size=7).evaluate_model()
+        assert values["loss"] == pytest.approx(summed(network()(DATA[0]), DATA[1]).item(), rel=1e-5)
+
+    def test_a_mean_announced_as_a_sum_is_found_out(self):
+        with pytest.raises(ValueError, match="reduction='mean'"):
+            Objective(network(), DATA, loss=F.cross_entropy, reduction="sum")
+
+    def test_a_loss_that_depends_on_the_batch_keeps_the_batches_given(self):
+        def spread(output, target):
+            return output.std()
+
+        x, y = DATA
+        objective = Objective(network(), [(x[:30], y[:30]), (x[30:], y[30:])], loss=spread)
+        model = network()
+        expected = 0.6 * model(x[:30]).std().item() + 0.4 * model(x[30:]).std().item()
+        assert objective.evaluate(objective.origin)["loss"] == pytest.approx(expected, rel=1e-6)
+        assert "not a mean over its samples" in objective.notes[0]
+
+    def test_randomness_in_the_forward_pass_is_refused(self):
+        class Noisy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = network()
+
+            def forward(self, x):
+                return self.net(x + 0.1 * torch.randn_like(x))
+
+        with pytest.raises(ValueError, match="randomness"):
+            Objective(Noisy(), DATA)
+
+    def test_nan_and_infinity_are_results(self):
+        objective = Objective(TwoParameters(), one_sample(), loss=lambda o, t: o[:, 0].log())
+        assert np.isnan(objective.evaluate(torch.tensor([-1.0, 0.0], dtype=torch.float64))["loss"])
+        assert objective.evaluate(torch.tensor([0.0, 0.0], dtype=torch.float64))["loss"] == -np.inf
+
+    def test_no_default_for_a_regression(self):
+        x = torch.zeros(5, 1)
+        with pytest.raises(TypeError, match="pass loss=function"):
+            Objective(nn.Linear(1, 1), (x, x))
+
+    def test_a_model_that_does_not_fit_the_data_is_said(self):
+        with pytest.raises(RuntimeError, match=r"cannot be called on a batch.*tensor \(2, 5\).*forward=function"):
+            Objective(network(), class_data(10, (5,), 3))
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "vgg", "recurrent", "transformer"])
+def test_every_family_agrees_with_a_plain_call_in_float64(name):
+    shape = (1, 8, 8)
+    arguments = {"depth": 8} if name == "resnet" else {}
+    model = build(name, input_shape=shape, classes=4, seed=0, **arguments)
+    x, y = class_data(24, shape, 4)
+    objective = Objective(model, (x, y), chunk_size=10)
+    theta = objective.origin + 0.01
+    wide = copy.deepcopy(model).double().eval()
+    nn.utils.vector_to_parameters(theta.double(), wide.parameters())
+    expected = F.cross_entropy(wide(x.double()), y).item()
+    assert objective.evaluate(theta)["loss"] == pytest.approx(expected, rel=1e-6)
