@@ -1,0 +1,330 @@
+"""Commands that run networks: demo, train, surface."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for the results")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from landscape.demo import demo
+
+    index = demo(options.out)
+    print(f"open {index}")
+
+
+def _network_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network and data")
+    group.add_argument(
+        "--model",
+        help="a name (mlp, lenet, resnet, vgg, recurrent, transformer), or package.module:function of your own that "
+        "returns a torch.nn.Module; that code is run",
+    )
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the model, such as depth=20 skip=false widths=[10,10]; the input shape and the number of "
+        "classes come from the data",
+    )
+    group.add_argument(
+        "--data",
+        help="digits, mnist, cifar10, moons, xor, or package.module:function of your own that returns a DataLoader, "
+        "tensors, or an iterable of batches; that code is run",
+    )
+    group.add_argument("--test", help="test data likewise; default: those of the named data set; 'none' for none")
+    group.add_argument("--limit", type=int, help="use the first N training samples of a named data set")
+    group.add_argument("--loss", help="package.module:function(output, target); default: cross-entropy")
+    group.add_argument("--device", help="where to compute, such as cuda; default: cpu")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    _network_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, trajectory and history")
+    parser.add_argument("--optimizer", default="adam", help="gd, normalized, momentum, rmsprop, adam, adamw, lbfgs")
+    parser.add_argument("--lr", type=float, help="learning rate; default: the optimizer's")
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE", help="options of the optimizer")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="weight penalty of the optimizer")
+    parser.add_argument("--batch-size", type=int, help="samples per step; default: all (full batch)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes through the data")
+    parser.add_argument("--schedule", default="constant", help="learning rate: constant, linear, cosine or step")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initialization and of the batch order")
+    parser.add_argument("--record-every", type=int, default=1, metavar="K", help="record every K-th epoch or step")
+    parser.add_argument("--record-unit", choices=["epoch", "step"], default="epoch", help="what is counted")
+    parser.add_argument("--init", metavar="FILE", help="start from this checkpoint")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from landscape import checkpoint
+    from landscape.training import train
+
+    data, test = _data(options)
+    if options.model is None:
+        raise ValueError("--model is missing: a name such as mlp, or package.module:function")
+    model, name, arguments = _new_model(options.model, _assignments(options.set), data, options.seed)
+    if options.init:
+        checkpoint.load_state(model, options.init)
+    run = train(
+        model.to(options.device),
+        data,
+        test=test,
+        loss=_function(options.loss),
+        optimizer=options.optimizer,
+        learning_rate=options.lr,
+        options=_assignments(options.option),
+        weight_decay=options.weight_decay,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        schedule=options.schedule,
+        seed=options.seed,
+        folder=options.out,
+        record_every=options.record_every,
+        record_unit=options.record_unit,
+        name=name,
+        arguments=arguments,
+    )
+    last = {key: values[-1] for key, values in run.history.items() if key not in ("epoch", "step")}
+    print(", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in last.items()))
+    print(f"network in {options.out / 'checkpoint.safetensors'}, trajectory in {options.out / 'trajectory.h5'}")
+
+
+def _surface_options(parser: argparse.ArgumentParser) -> None:
+    _network_options(parser)
+    parser.add_argument("--checkpoint", required=True, help="the network: .safetensors, .pt, .pth, .bin or .ckpt")
+    parser.add_argument("--out", type=Path, required=True, help="HDF5 file; an unfinished one there is continued")
+    group = parser.add_argument_group("directions")
+    group.add_argument(
+        "--directions",
+        default="random",
+        help="random, pca (needs --trajectory), between (needs --to), or a direction file of Li et al.'s code",
+    )
+    group.add_argument("--dimensions", type=int, choices=[1, 2, 3], default=2, help="a line, a plane or a volume")
+    group.add_argument(
+        "--normalization", default="filter", choices=["filter", "layer", "weight", "none"], help="of random directions"
+    )
+    group.add_argument("--biases", action="store_true", help="let biases and norm parameters take part")
+    group.add_argument("--orthogonal", action="store_true", help="make random directions orthogonal")
+    group.add_argument("--seed", type=int, default=0, help="seed of the random directions")
+    group.add_argument("--trajectory", nargs="+", default=[], help="trajectory files: for PCA, and drawn on it")
+    group.add_argument("--to", nargs="+", default=[], metavar="CHECKPOINT", help="the other network or networks")
+    group.add_argument("--select", nargs="+", default=["all"], help="all, trainable, or patterns of parameter names")
+    group = parser.add_argument_group("grid and evaluation")
+    group.add_argument("--resolution", help="points along each axis: 51 or 51x41; default: 101, 51x51, 21x21x21")
+    group.add_argument("--range", nargs="+", metavar="LOW:HIGH", help="coordinates, one range or one per axis")
+    group.add_argument(
+        "--batch-norm", default="frozen", choices=["frozen", "interpolated", "recalibrated", "batch"],
+        help="batch-norm statistics at a point: the network's, interpolated between networks, estimated anew, or "
+        "each batch's",
+    )  # fmt: skip
+    group.add_argument("--dtype", choices=["float32", "float64"], help="precision; default: the network's own")
+    group.add_argument("--reduction", choices=["mean", "sum"], default="mean", help="what --loss does over samples")
+    group.add_argument("--chunk-size", type=int, help="samples per forward pass; default: tuned")
+    group.add_argument("--threads", type=int, help="processor threads; default: torch's choice")
+    group.add_argument("--explain", action="store_true", help="say how the points would be evaluated, and stop")
+
+
+def _surface(options: argparse.Namespace) -> None:
+    import torch
+
+    from landscape import checkpoint, sanity
+    from landscape.evaluation import evaluate, reference_plan
+    from landscape.objective import Objective
+    from landscape.trajectory import Trajectory
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    stored = checkpoint.read(options.checkpoint)
+    data, test = _data(options, default=stored.info.get("data"))
+    model = _stored_model(options, stored, data)
+    checkpoint.load_state(model, stored)
+    objective = Objective(
+        model,
+        data,
+        test=test,
+        loss=_function(options.loss),
+        reduction=options.reduction,
+        select=options.select[0] if len(options.select) == 1 else options.select,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=options.device,
+        batch_norm=options.batch_norm,
+        chunk_size=options.chunk_size,
+    )
+    runs = {_run_name(path): Trajectory.load(path) for path in options.trajectory}
+    slice = _slice(options, objective, list(runs.values()))
+    if options.explain:
+        print(reference_plan(objective, slice).describe())
+        return
+    known = {"path": str(options.checkpoint)}
+    if "loss" in stored.info:
+        known["loss"] = stored.info["loss"]
+    surface = evaluate(
+        objective,
+        slice,
+        resolution=_resolution(options.resolution),
+        extent=_ranges(options.range),
+        trajectories=runs,
+        path=options.out,
+        checkpoint=known,
+    )
+    print_findings(sanity.findings(surface))
+    print(f"surface in {options.out}; draw it with: landscape plot {options.out}")
+
+
+def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> Any:
+    from landscape import directions
+    from landscape.interchange import read_li_directions
+
+    if options.directions == "random":
+        return directions.random_directions(
+            objective,
+            options.dimensions,
+            seed=options.seed,
+            normalization=options.normalization,
+            biases=options.biases or None,
+            orthogonal=options.orthogonal,
+        )
+    if options.directions == "pca":
+        if not runs:
+            raise ValueError("PCA directions need --trajectory FILE, as `landscape train` or a Recorder writes it")
+        return directions.pca_directions(objective, runs, options.dimensions)
+    if options.directions == "between":
+        if not options.to:
+            raise ValueError("directions between networks need --to CHECKPOINT")
+        return directions.directions_between(objective, *options.to)
+    if os.path.exists(options.directions):
+        layout = objective.layout
+        rows, info = read_li_directions(
+            options.directions,
+            list(zip(layout.names, layout.shapes, strict=True)),
+            list(objective.model.state_dict()),
+        )
+        return directions.given_directions(objective, rows, info=info)
+    raise ValueError(f"--directions {options.directions}: expected random, pca, between, or an existing file")
+
+
+def _data(options: argparse.Namespace, default: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """Return training and test data, named ones or the user's."""
+    from landscape import data as sets
+
+    name = options.data or (default or {}).get("name")
+    limit = options.limit or (None if options.data else (default or {}).get("limit"))
+    if name is None:
+        raise ValueError(f"--data is missing: {', '.join(sets.names())}, or package.module:function")
+    training = _function(name)() if ":" in name else sets.load(name, limit=limit)
+    if options.test == "none":
+        return training, None
+    if options.test is not None:
+        return training, _function(options.test)() if ":" in options.test else sets.load(options.test, "test")
+    return training, None if ":" in name else sets.load(name, "test")
+
+
+def _new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple[Any, str, dict]:
+    """Build a network; input shape and number of classes are taken from a named data set."""
+    from landscape import models
+    from landscape.data import Dataset
+
+    if ":" in name:
+        return _function(name)(**arguments), name, arguments
+    if isinstance(data, Dataset):
+        arguments = {"input_shape": list(data.inputs.shape[1:]), "classes": data.classes, **arguments}
+    return models.build(name, seed=seed, **arguments), name, arguments
+
+
+def _stored_model(options: argparse.Namespace, stored: Any, data: Any) -> Any:
+    """Rebuild the network of a checkpoint: by what it says itself, or by --model."""
+    if options.model is not None:
+        return _new_model(options.model, _assignments(options.set), data, 0)[0]
+    if stored.name is None:
+        raise ValueError(
+            f"{options.checkpoint} does not say what network it holds: give --model, a name or package.module:function"
+        )
+    if ":" in stored.name:
+        raise ValueError(
+            f"{options.checkpoint} was made by the code {stored.name}, which is only run if you ask for it: "
+            f"add --model {stored.name}"
+        )
+    return _new_model(stored.name, {**stored.arguments, **_assignments(options.set)}, None, 0)[0]
+
+
+def _function(text: str | None) -> Callable[..., Any] | None:
+    """Import `package.module:function`, from the current folder too."""
+    if text is None:
+        return None
+    module_name, _, name = text.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"expected package.module:function, got {text!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module = importlib.import_module(module_name)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"module {module_name} has no function {name!r}")
+    return function
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Read `name=value` pairs; a value is JSON where it can be read as JSON, else text."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"expected NAME=VALUE, got {text!r}")
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError:
+            pairs[name] = value
+    return pairs
+
+
+def _resolution(text: str | None) -> int | list[int] | None:
+    if text is None:
+        return None
+    try:
+        counts = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        raise ValueError(f"--resolution is a number or numbers joined by x, such as 51x41; got {text!r}") from None
+    return counts[0] if len(counts) == 1 else counts
+
+
+def _ranges(texts: Sequence[str] | None) -> list[tuple[float, float]] | tuple[float, float] | None:
+    if texts is None:
+        return None
+    ranges = []
+    for text in texts:
+        try:
+            low, high = map(float, text.split(":"))
+        except ValueError:
+            raise ValueError(f"--range is LOW:HIGH, such as -1:1; got {text!r}") from None
+        ranges.append((low, high))
+    return ranges[0] if len(ranges) == 1 else ranges
+
+
+def _run_name(path: str) -> str:
+    """Name a trajectory by its file, or by its folder where the file has the usual name."""
+    file = Path(path)
+    return file.resolve().parent.name if file.stem == "trajectory" else file.stem
+
+
+def print_findings(rows: Sequence[Any]) -> None:
+    """Print a sanity report, warnings marked."""
+    width = max(len(row.label) for row in rows)
+    for row in rows:
+        print(f"{'!' if row.warning else ' '} {row.label:<{width}}  {row.text}")
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": ("train small networks on embedded data and draw their landscapes", _demo_options, _demo),
+    "train": ("train a network and record its trajectory", _train_options, _train),
+    "surface": ("evaluate the loss on a line, plane or volume through a network", _surface_options, _surface),
+}
