@@ -109,6 +109,8 @@ class Objective:
         self.splits = {"": collect(data)}
         if test is not None:
             self.splits["test_"] = collect(test)
+        if dtype is None and self.dtype == torch.float64:
+            dtype = self.dtype  # a wide network takes wide data
         self.splits = {name: batches.to(self.device, dtype) for name, batches in self.splits.items()}
         self.buffers = {n: t.clone() for n, t in self.model.named_buffers() if t.is_floating_point()}
         self.origin = self.layout.flatten(dict(self.model.named_parameters()))
@@ -374,7 +376,8 @@ class Objective:
             if not _close(value, second[name]):
                 raise ValueError(
                     f"{name} at one point differs between two evaluations ({value:.9g}, {second[name]:.9g}), although "
-                    "the model is in evaluation mode: is there randomness in its forward pass or in the loss?"
+                    "the model is in evaluation mode: is there randomness in its forward pass or in the loss, or does it "
+                    "change its input in place?"
                 )
 
 

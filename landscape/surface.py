@@ -217,7 +217,7 @@ class SurfaceStore:
         differing = [key for key in self.fingerprint if stored.get(key) != self.fingerprint[key]]
         if differing:
             raise ValueError(
-                f"{self.path} holds another surface: {', '.join(differing)} differ(s). "
+                f"{self.path} holds another surface; what differs: {', '.join(differing)}. "
                 "Choose another file name, or delete that file to start anew"
             )
         old = Surface.load(self.path)

@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> None:
         model.to(options.device),
         data,
         test=test,
-        loss=_function(options.loss),
+        loss=import_function(options.loss),
         optimizer=options.optimizer,
         learning_rate=options.lr,
         options=_assignments(options.option),
@@ -152,7 +152,7 @@ def _surface(options: argparse.Namespace) -> None:
         model,
         data,
         test=test,
-        loss=_function(options.loss),
+        loss=import_function(options.loss),
         reduction=options.reduction,
         select=options.select[0] if len(options.select) == 1 else options.select,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
@@ -221,11 +221,11 @@ def _data(options: argparse.Namespace, default: Mapping[str, Any] | None = None)
     limit = options.limit or (None if options.data else (default or {}).get("limit"))
     if name is None:
         raise ValueError(f"--data is missing: {', '.join(sets.names())}, or package.module:function")
-    training = _function(name)() if ":" in name else sets.load(name, limit=limit)
+    training = import_function(name)() if ":" in name else sets.load(name, limit=limit)
     if options.test == "none":
         return training, None
     if options.test is not None:
-        return training, _function(options.test)() if ":" in options.test else sets.load(options.test, "test")
+        return training, import_function(options.test)() if ":" in options.test else sets.load(options.test, "test")
     return training, None if ":" in name else sets.load(name, "test")
 
 
@@ -235,7 +235,7 @@ def _new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple
     from landscape.data import Dataset
 
     if ":" in name:
-        return _function(name)(**arguments), name, arguments
+        return import_function(name)(**arguments), name, arguments
     if isinstance(data, Dataset):
         arguments = {"input_shape": list(data.inputs.shape[1:]), "classes": data.classes, **arguments}
     return models.build(name, seed=seed, **arguments), name, arguments
@@ -257,7 +257,7 @@ def _stored_model(options: argparse.Namespace, stored: Any, data: Any) -> Any:
     return _new_model(stored.name, {**stored.arguments, **_assignments(options.set)}, None, 0)[0]
 
 
-def _function(text: str | None) -> Callable[..., Any] | None:
+def import_function(text: str | None) -> Callable[..., Any] | None:
     """Import `package.module:function`, from the current folder too."""
     if text is None:
         return None

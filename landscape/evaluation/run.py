@@ -186,7 +186,7 @@ def _provenance(objective: Objective, slice: Slice, plan: Plan, checkpoint: Mapp
         "axes": [{"label": label, "unit": slice.info.get("unit")} for label in slice.info["labels"]],
         "gram": gram.tolist(),
         "origin_norm": float(slice.origin.double().norm()),
-        "p": objective.layout.p,
+        "parameters": [[name, list(shape)] for name, shape in zip(objective.layout.names, objective.layout.shapes)],
         "at_origin": objective.evaluate_model(),
         "gradient_norm": objective.gradient_norm(),
         "checkpoint": dict(checkpoint or {}),

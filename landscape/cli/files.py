@@ -1,0 +1,234 @@
+"""Commands that work on stored files, without torch where they can: plot, info, import, export."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+
+from landscape.surface import Surface
+
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
+
+MESHES = (".vtp", ".stl", ".obj", ".ply", ".vti", ".vtr")
+
+
+def _plot_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="surfaces, trajectories, or run folders")
+    parser.add_argument("--out", type=Path, help="folder for the figures; default: a folder beside the file")
+    parser.add_argument("--metric", help="which values; default: the loss")
+    parser.add_argument("--log", action="store_true", help="logarithmic scale of the values")
+    parser.add_argument("--ceiling", type=float, help="upper end of the vertical axis of 3-D surfaces")
+    parser.add_argument(
+        "--formats", nargs="+", choices=["html", "png", "svg"], help="default: html, and png and svg if possible"
+    )
+    parser.add_argument("--together", action="store_true", help="draw several lines (1-D surfaces) in one figure")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from landscape import figures
+
+    scale = "log" if options.log else "linear"
+    jobs: list[tuple[Path, dict]] = []
+    if options.together:
+        lines = {path.stem: Surface.load(path) for path in options.files}
+        folder = options.out or options.files[0].with_suffix("")
+        jobs.append((folder, {"lines": figures.plot_line(lines, scale=scale)}))
+    else:
+        for path in options.files:
+            folder = options.out or path.with_suffix("")
+            drawn = _figures(path, options.metric, scale, options.ceiling)
+            if options.out and len(options.files) > 1:
+                drawn = {f"{path.stem}_{name}": figure for name, figure in drawn.items()}
+            jobs.append((folder, drawn))
+    for folder, drawn in jobs:
+        for file in figures.save_figures(drawn, folder, options.formats):
+            print(file)
+    missing = figures.browser_missing()
+    if missing and not options.formats:
+        print(missing)
+
+
+def _figures(path: Path, metric: str | None, scale: str, ceiling: float | None) -> dict:
+    from landscape import figures
+
+    if path.is_dir():
+        from landscape.training import read_history
+
+        return {"history": figures.plot_history(read_history(path))}
+    if kind_of(path) == "trajectory":
+        from landscape.trajectory import Trajectory
+
+        trajectory = Trajectory.load(path)
+        return {"history": figures.plot_history({"step": trajectory.step, **trajectory.metrics})}
+    return figures.figures_of(Surface.load(path), metric, scale=scale, ceiling=ceiling)
+
+
+def _info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="surfaces, trajectories or checkpoints")
+
+
+def _info(options: argparse.Namespace) -> None:
+    describe = {"surface": _describe_surface, "trajectory": _describe_trajectory, "checkpoint": _describe_checkpoint}
+    for path in options.files:
+        rows = list(describe[kind_of(path)](path))
+        width = max(len(label.lstrip("!")) for label, _ in rows)
+        print(path)
+        for label, text in rows:
+            print(f"{'!' if label.startswith('!') else ' '} {label.lstrip('!'):<{width}}  {text}")
+
+
+def _describe_surface(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.sanity import findings
+
+    surface = Surface.load(path)
+    facts = surface.provenance
+    shape = " x ".join(map(str, surface.shape))
+    yield "surface", f"{shape} points of {', '.join(surface.values)}"
+    labels = [axis["label"] for axis in facts.get("axes", [])] or [""] * len(surface.axes)
+    for (name, axis), label in zip(surface.axes.items(), labels, strict=True):
+        yield f"axis {name}", f"{axis[0]:.4g} to {axis[-1]:.4g}, {len(axis)} points; {label}".rstrip("; ")
+    settings = facts.get("settings", {})
+    if settings:
+        sets = [f"{name}: {entry['n_samples']:,} of {entry['name']}" for name, entry in settings["data"].items()]
+        yield "network", f"{settings['model']}, {settings['n_parameters']:,} parameters, {settings['dtype']}"
+        yield "data", "; ".join(sets)
+        yield "batch norm", settings["batch-norm policy"]
+        yield "metrics", "; ".join(f"{name} = {function}" for name, function in settings["metrics"].items())
+    if "slice" in facts:
+        simple = {key: value for key, value in facts["slice"].items() if isinstance(value, int | float | str)}
+        yield "directions", ", ".join(f"{key} {value}" for key, value in simple.items())
+    for key in ("imported", "checkpoint", "versions", "machine"):
+        if facts.get(key):
+            yield key, ", ".join(f"{name} {value}" for name, value in facts[key].items())
+    if "created" in facts:
+        yield "created", facts["created"]
+    for finding in findings(surface):
+        yield ("!" if finding.warning else "") + finding.label, finding.text
+
+
+def _describe_trajectory(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.trajectory import Trajectory
+
+    trajectory = Trajectory.load(path)
+    yield "trajectory", f"{len(trajectory)} checkpoints of {trajectory.p:,} parameters"
+    yield "steps", f"{trajectory.step[0]} to {trajectory.step[-1]}"
+    for name, values in trajectory.metrics.items():
+        yield name, f"{values[0]:.4g} to {values[-1]:.4g}"
+    for key, value in trajectory.info.items():
+        yield key, str(value)
+
+
+def _describe_checkpoint(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.checkpoint import read
+
+    checkpoint = read(path)
+    n = sum(tensor.numel() for tensor in checkpoint.state.values())
+    yield "checkpoint", f"{len(checkpoint.state)} tensors, {n:,} numbers"
+    if checkpoint.name:
+        arguments = ", ".join(f"{key}={value}" for key, value in checkpoint.arguments.items())
+        yield "network", f"{checkpoint.name}({arguments})"
+    for key, value in checkpoint.info.items():
+        yield key, str(value)
+
+
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE",
+        help="a surface file of Li et al.'s code, or the checkpoints of one run in order (for a trajectory)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="HDF5 file of ours to write")
+    parser.add_argument("--model", help="for checkpoints: package.module:function that returns the network")
+
+
+def _import(options: argparse.Namespace) -> None:
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists: choose another name, or delete it first")
+    if len(options.files) == 1 and h5py.is_hdf5(options.files[0]):
+        from landscape.interchange import read_li_surface
+
+        surface = read_li_surface(options.files[0])
+        surface.save(options.out)
+        shape = " x ".join(map(str, surface.shape))
+        print(f"{shape} points of {', '.join(surface.values)} in {options.out}")
+        return
+    from landscape.cli.networks import import_function
+    from landscape.trajectory import gather
+
+    model = None if options.model is None else import_function(options.model)()
+    trajectory = gather(options.files, options.out, model=model)
+    print(f"{len(trajectory)} checkpoints of {trajectory.p:,} parameters in {options.out}")
+
+
+def _export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="SURFACE", help="a surface file")
+    parser.add_argument(
+        "target", type=Path, metavar="TARGET",
+        help=".vtp (ParaView), .stl, .obj, .ply (printing, Blender), .vti, .vtr (volumes), or .h5 for Li et al.'s format "
+        "with direction and projection files beside it",
+    )  # fmt: skip
+    parser.add_argument("--metric", default="loss", help="which values become the height")
+    parser.add_argument("--log", action="store_true", help="logarithmic height")
+    parser.add_argument("--height", type=float, help="height of the mesh as a fraction of its longer side")
+    parser.add_argument("--ceiling", type=float, help="cut the height off above this value")
+
+
+def _export(options: argparse.Namespace) -> None:
+    suffix = options.target.suffix.lower()
+    if suffix in MESHES:
+        from landscape.mesh import export_mesh
+
+        scale = "log" if options.log else "linear"
+        surface = Surface.load(options.file)
+        export_mesh(
+            surface, options.target, options.metric, scale=scale, height=options.height, ceiling=options.ceiling
+        )
+        print(options.target)
+        return
+    if suffix not in (".h5", ".hdf5"):
+        raise ValueError(f"{options.target}: expected one of {', '.join(MESHES)}, or .h5 for Li et al.'s format")
+    from landscape.interchange import write_li_directions, write_li_projection, write_li_surface
+
+    surface = Surface.load(options.file, vectors=True)
+    directions = options.target.with_name(f"{options.target.stem}_directions.h5")
+    shapes = [(name, tuple(shape)) for name, shape in surface.provenance.get("parameters", [])]
+    has_directions = surface.directions is not None and bool(shapes)
+    left_out = write_li_surface(surface, options.target, str(directions) if has_directions else "")
+    print(options.target)
+    if has_directions:
+        write_li_directions(directions, surface.directions, shapes, surface.provenance["slice"])
+        print(directions)
+    for name, run in surface.trajectories.items():
+        if run.coordinates.shape[1] == 2:
+            projection = options.target.with_name(f"{options.target.stem}_projection_{name}.h5")
+            write_li_projection(projection, run.coordinates)
+            print(projection)
+    if left_out:
+        print(f"left out, since the format has no place for it: {', '.join(left_out)}")
+
+
+def kind_of(path: Path) -> str:
+    """Tell what a file holds: `"surface"`, `"trajectory"`, or `"checkpoint"` for everything that is not HDF5.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, or it is HDF5 but not of landscape.
+    """
+    from landscape.storage import read_hdf5
+
+    if path.is_file() and not h5py.is_hdf5(path) and path.suffix not in (".h5", ".hdf5"):
+        return "checkpoint"
+    if not path.exists() and Path(f"{path}.parts").is_dir():
+        return "trajectory"  # still being recorded
+    with read_hdf5(path) as file:
+        kind = file.attrs["landscape_kind"]
+    if kind not in ("surface", "trajectory"):
+        raise ValueError(f"{path} holds a {kind}, expected a surface, a trajectory or a checkpoint")
+    return kind
+
+
+COMMANDS: dict[str, Command] = {
+    "plot": ("draw stored surfaces, trajectories and training histories", _plot_options, _plot),
+    "info": ("say what is in a file", _info_options, _info),
+    "import": ("turn files of other programs into ours", _import_options, _import),
+    "export": ("turn a surface into files of other programs", _export_options, _export),
+}
