@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.checkpoint import Checkpoint, match_state, read
+from landscape.checkpoint import Checkpoint, read, state_for
 from landscape.objective import Objective
 from landscape.parameters import filter_ids, is_weight, tensor_ids
 from landscape.slice import Slice, differences
@@ -190,8 +190,7 @@ def directions_between(objective: Objective, *networks: Network) -> Slice:
     if not networks:
         raise ValueError("give at least one other network")
     layout = objective.layout
-    shapes = {name: tuple(t.shape) for name, t in objective.model.state_dict().items()}
-    states = [match_state(_state(network), shapes) for network in networks]
+    states = [state_for(objective.model, _state(network)) for network in networks]
     rows = [layout.flatten(state, torch.float64).to(objective.device) - objective.origin.double() for state in states]
     buffers = {
         name: torch.stack([(state[name].to(own) - own) for state in states])
