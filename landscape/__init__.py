@@ -13,7 +13,21 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 # public name -> module that defines it
-_HOME: dict[str, str] = {}
+_HOME = {
+    "Objective": "landscape.objective",
+    "Recorder": "landscape.recorder",
+    "Trajectory": "landscape.trajectory",
+    "train": "landscape.training",
+    "random_directions": "landscape.directions",
+    "pca_directions": "landscape.directions",
+    "directions_between": "landscape.directions",
+    "given_directions": "landscape.directions",
+    "Surface": "landscape.surface",
+    "evaluate": "landscape.evaluation",
+    "findings": "landscape.sanity",
+    "plot": "landscape.figures",
+    "save_figures": "landscape.figures",
+}
 
 __all__ = ["__version__", *_HOME]
 

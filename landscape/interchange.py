@@ -149,7 +149,7 @@ def read_li_directions(
         path: An HDF5 file with the groups `xdirection`, `ydirection` (for a plane), `zdirection` (for a volume).
         shapes: Name and shape of each parameter to read, in the order of theta.
         state_names: What the data sets of a file made with `dir_type=states` belong to: `list(model.state_dict())`.
-            Default: the names in `shapes`.
+            They count where the file has as many data sets as they are; otherwise, and without them, `shapes` does.
 
     Returns:
         Directions `[k, p]`, float32 or wider, and those of `explained_variance_ratio_`, `singular_values_` and
@@ -159,11 +159,13 @@ def read_li_directions(
         FileNotFoundError: There is no such file.
         ValueError: It holds no directions, or directions of another network.
     """
-    listed = [name for name, _ in shapes] if state_names is None else list(state_names)
-    unknown = [name for name, _ in shapes if name not in listed]
-    if unknown:
-        raise ValueError(f"parameter {unknown[0]!r} is not among state_names: {', '.join(listed)}")
+    unknown = [name for name, _ in shapes if state_names is not None and name not in state_names]
+    if state_names is not None and unknown:
+        raise ValueError(f"parameter {unknown[0]!r} is not among state_names: {', '.join(state_names)}")
     with _open(path, "xdirection") as file:
+        listed = [name for name, _ in shapes]
+        if state_names is not None and len(file["xdirection"]) == len(state_names):
+            listed = list(state_names)
         rows = []
         for direction in (name for name in _DIRECTIONS if name in file):
             group = file[direction]

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -73,15 +75,34 @@ def is_classification(output: Any, target: Any) -> bool:
 
 
 def describe_callable(function: Callable) -> str:
-    """Name a loss or metric, with a hash of its code where the name alone would not tell it apart."""
+    """Name a loss or metric, with a hash of its code where the name alone would not tell it apart.
+
+    The text is the same in every process. What the code refers to outside of itself is not part of it.
+    """
     if isinstance(function, nn.Module):
         return repr(function)
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(type(function)))}"
+    if isinstance(function, partial):
+        given = [repr(value) for value in function.args]
+        given += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
+        return f"{describe_callable(function.func)} with {', '.join(given)}"
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
     code = getattr(function, "__code__", None)
     if code is None:
         return name
-    digest = hashlib.sha256(code.co_code + repr((code.co_consts, code.co_names)).encode())
+    digest = hashlib.sha256()
+    _hash_code(code, digest)
     return f"{name} ({digest.hexdigest()[:8]})"
+
+
+def _hash_code(code: CodeType, digest: "hashlib._Hash") -> None:
+    """Hash instructions, names and constants; nested functions by their own code, since their repr is an address."""
+    digest.update(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _hash_code(constant, digest)
+        else:
+            ordered = sorted(constant, key=repr) if isinstance(constant, frozenset) else constant
+            digest.update(repr(ordered).encode())
 
 
 def describe_value(value: Any) -> str:

@@ -62,6 +62,9 @@ class Objective:
         origin: `[p]` the model's parameters.
         buffers: The model's floating-point buffers by name.
         metric_names: Names of the values that `evaluate` returns, the loss first.
+        loss: The loss function.
+        splits: The data, `Batches` by the prefix of their values: `""`, `"test_"`.
+        chunk_size: Samples per forward pass; None for the batches as given.
         notes: What was found out about model, data and loss, in words.
 
     Raises:
@@ -126,7 +129,7 @@ class Objective:
             raise ValueError("the metric name 'loss' is taken: choose another")
         self.metrics: dict[str, Metric] = {"loss": self.loss, **metrics}
         self.metric_names = [prefix + name for prefix in self.splits for name in self.metrics]
-        self.chunk_size = chunk_size if chunk_size is not None else self._choose_chunk_size()
+        self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
 
     def evaluate(self, theta: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, float]:
@@ -245,7 +248,7 @@ class Objective:
             try:
                 return self._program_output(self._tensors(self.origin, None), batch)
             except Exception as error:
-                raise type(error)(
+                raise ValueError(
                     f"the model cannot be called on a batch of the data ({describe_value(batch)}): {error}. "
                     "Pass forward=function(model, batch) if it needs to be called differently"
                 ) from error
@@ -300,17 +303,22 @@ class Objective:
     def _cuda_devices(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
 
-    def _choose_chunk_size(self) -> int | None:
-        """Time a few chunk sizes on the real data and keep the fastest that does not change the loss."""
+    def _choose_chunk_size(self, wanted: int | None) -> int | None:
+        """Take the size wanted or the fastest, where cutting the data anew does not change the loss."""
         batches = self.splits[""]
         if self.batch_norm == "batch":
-            return self._statistics_size(batches)
+            return wanted or self._statistics_size(batches)
         if not all(b.stackable for b in self.splits.values()):
             self.notes.append("samples differ in shape or type: evaluated in the batches given")
             return None
         if not self._is_mean_over_samples():
             self.notes.append("the loss of a batch is not a mean over its samples: evaluated in the batches given")
             return None
+        return wanted or self._tune()
+
+    def _tune(self) -> int:
+        """Time a few chunk sizes on the real data and return the fastest."""
+        batches = self.splits[""]
         best, best_seconds, begin = 1, float("inf"), time.perf_counter()
         size = min(64, batches.n_samples)
         with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
@@ -341,14 +349,14 @@ class Objective:
         with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
             self._set_norm_mode(False)
             tensors = self._tensors(self.origin, None)
-            whole, *parts = (
-                self.loss(*self._program_output(tensors, batch))
+            values = [
+                torch.as_tensor(self.loss(*self._program_output(tensors, batch)))
                 for size in (n, -(-2 * n // 3))
                 for batch in head.chunks(size)
-            )
-        if whole.ndim and whole.shape[0] == n:
+            ]
+        if values[0].ndim and values[0].shape[0] == n:
             return True  # one value per sample
-        whole, first, second = (float(value) for value in (whole, *parts))
+        whole, first, second = (value.item() for value in values)
         share = -(-2 * n // 3) / n
         of_kind = {
             "mean": _close(whole, share * first + (1 - share) * second),
@@ -375,7 +383,7 @@ class Objective:
         for name, value in first.items():
             if not _close(value, second[name]):
                 raise ValueError(
-                    f"{name} at one point differs between two evaluations ({value:.9g}, {second[name]:.9g}), although "
+                    f"{name} at one point differs between two evaluations ({value:.9g}, {second[name]:.9g}), though "
                     "the model is in evaluation mode: is there randomness in its forward pass or in the loss, or does it "
                     "change its input in place?"
                 )

@@ -89,7 +89,7 @@ class Layout:
         """
         if theta.shape != (self.p,):
             raise ValueError(f"theta has shape {tuple(theta.shape)}, expected ({self.p},)")
-        parts = torch.split(theta, self.sizes)
+        parts = torch.split(theta, list(self.sizes))
         return {n: part.view(s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -109,6 +110,6 @@ def write_json(group: h5py.Group, name: str, value: object) -> None:
     group.create_dataset(name, data=json.dumps(value, indent=1, sort_keys=True), dtype=h5py.string_dtype())
 
 
-def read_json(group: h5py.Group, name: str) -> object:
+def read_json(group: h5py.Group, name: str) -> Any:
     """Read a JSON value that `write_json` stored."""
     return json.loads(group[name].asstr()[()])

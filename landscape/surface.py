@@ -205,22 +205,22 @@ class SurfaceStore:
         if self.path is not None:
             surface.path = self.path
             if self.path.exists():
-                self._continue()
+                self._continue(self.path)
             else:
                 progress_path(self.path).unlink(missing_ok=True)
-                self._write_whole()
+                surface._write(self.path, self.fingerprint)
         self._saved = time.monotonic()
 
-    def _continue(self) -> None:
-        with read_hdf5(self.path, "surface") as file:
+    def _continue(self, path: Path) -> None:
+        with read_hdf5(path, "surface") as file:
             stored = read_json(file, "record/fingerprint")
         differing = [key for key in self.fingerprint if stored.get(key) != self.fingerprint[key]]
         if differing:
             raise ValueError(
-                f"{self.path} holds another surface; what differs: {', '.join(differing)}. "
+                f"{path} holds another surface; what differs: {', '.join(differing)}. "
                 "Choose another file name, or delete that file to start anew"
             )
-        old = Surface.load(self.path)
+        old = Surface.load(path)
         self.surface.values, self.surface.done = old.values, old.done
         self.surface.provenance = old.provenance
         self.surface.trajectories = {**old.trajectories, **self.surface.trajectories}
@@ -246,11 +246,8 @@ class SurfaceStore:
     def finish(self) -> None:
         """Write the whole surface as one file and remove the progress file."""
         if self.path is not None:
-            self._write_whole()
+            self.surface._write(self.path, self.fingerprint)
             progress_path(self.path).unlink(missing_ok=True)
-
-    def _write_whole(self) -> None:
-        self.surface._write(self.path, self.fingerprint)
 
 
 def progress_path(path: str | os.PathLike) -> Path:

@@ -1,4 +1,8 @@
 import copy
+import os
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape.losses import accuracy, cross_entropy
+from landscape.losses import accuracy, cross_entropy, describe_callable
 from landscape.models import build
 from landscape.objective import Objective
 
@@ -223,6 +227,8 @@ class TestAnyLoss:
 
         with pytest.raises(ValueError, match="reduction='sum'"):
             Objective(network(), DATA, loss=summed)
+        with pytest.raises(ValueError, match="reduction='sum'"):
+            Objective(network(), DATA, loss=summed, chunk_size=7)
         values = Objective(network(), DATA, loss=summed, reduction="sum", chunk_size=7).evaluate_model()
         assert values["loss"] == pytest.approx(summed(network()(DATA[0]), DATA[1]).item(), rel=1e-5)
 
@@ -264,7 +270,7 @@ class TestAnyLoss:
             Objective(nn.Linear(1, 1), (x, x))
 
     def test_a_model_that_does_not_fit_the_data_is_said(self):
-        with pytest.raises(RuntimeError, match=r"cannot be called on a batch.*tensor \(2, 5\).*forward=function"):
+        with pytest.raises(ValueError, match=r"cannot be called on a batch.*tensor \(2, 5\).*forward=function"):
             Objective(network(), class_data(10, (5,), 3))
 
 
@@ -280,3 +286,19 @@ def test_every_family_agrees_with_a_plain_call_in_float64(name):
     nn.utils.vector_to_parameters(theta.double(), wide.parameters())
     expected = F.cross_entropy(wide(x.double()), y).item()
     assert objective.evaluate(theta)["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_functions_are_told_apart_by_code_and_arguments_alike_in_every_process():
+    def described(seed):
+        code = (
+            "from functools import partial; from landscape.losses import describe_callable as d\n"
+            "def loss(o, t): return sum(x for x in o if x in {1, 'a', 'b', None}) + (lambda z: z + 1)(t)\n"
+            "print(d(loss), d(partial(loss, 1)))"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+        return shown.stdout
+
+    assert described(1) == described(2)
+    assert describe_callable(lambda o, t: o + 1) != describe_callable(lambda o, t: o + 2)
+    assert describe_callable(partial(max, 1)) != describe_callable(partial(max, 2))

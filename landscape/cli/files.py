@@ -61,7 +61,7 @@ def _figures(path: Path, metric: str | None, scale: str, ceiling: float | None) 
 
         trajectory = Trajectory.load(path)
         return {"history": figures.plot_history({"step": trajectory.step, **trajectory.metrics})}
-    return figures.figures_of(Surface.load(path), metric, scale=scale, ceiling=ceiling)
+    return figures.figures_of(Surface.load(path), metric=metric, scale=scale, ceiling=ceiling)
 
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _describe_trajectory(path: Path) -> Iterator[tuple[str, str]]:
     for name, values in trajectory.metrics.items():
         yield name, f"{values[0]:.4g} to {values[-1]:.4g}"
     for key, value in trajectory.info.items():
-        yield key, str(value)
+        yield from _describe_info(key, value)
 
 
 def _describe_checkpoint(path: Path) -> Iterator[tuple[str, str]]:
@@ -129,6 +129,17 @@ def _describe_checkpoint(path: Path) -> Iterator[tuple[str, str]]:
         arguments = ", ".join(f"{key}={value}" for key, value in checkpoint.arguments.items())
         yield "network", f"{checkpoint.name}({arguments})"
     for key, value in checkpoint.info.items():
+        yield from _describe_info(key, value)
+
+
+def _describe_info(key: str, value: object) -> Iterator[tuple[str, str]]:
+    """Say what a JSON value holds: first and last of a list of numbers, the entries of a mapping, else itself."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _describe_info(f"{key}: {name}", entry)
+    elif isinstance(value, list) and len(value) > 4:
+        yield key, f"{value[0]} to {value[-1]}, {len(value)} entries"
+    else:
         yield key, str(value)
 
 
@@ -164,8 +175,8 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="SURFACE", help="a surface file")
     parser.add_argument(
         "target", type=Path, metavar="TARGET",
-        help=".vtp (ParaView), .stl, .obj, .ply (printing, Blender), .vti, .vtr (volumes), or .h5 for Li et al.'s format "
-        "with direction and projection files beside it",
+        help=".vtp (ParaView), .stl, .obj, .ply (printing, Blender), .vti, .vtr (volumes), or .h5 for Li et al.'s "
+        "format, with direction and projection files beside it",
     )  # fmt: skip
     parser.add_argument("--metric", default="loss", help="which values become the height")
     parser.add_argument("--log", action="store_true", help="logarithmic height")
@@ -178,10 +189,13 @@ def _export(options: argparse.Namespace) -> None:
     if suffix in MESHES:
         from landscape.mesh import export_mesh
 
-        scale = "log" if options.log else "linear"
-        surface = Surface.load(options.file)
         export_mesh(
-            surface, options.target, options.metric, scale=scale, height=options.height, ceiling=options.ceiling
+            Surface.load(options.file),
+            options.target,
+            options.metric,
+            scale="log" if options.log else "linear",
+            height=options.height,
+            ceiling=options.ceiling,
         )
         print(options.target)
         return
@@ -192,11 +206,13 @@ def _export(options: argparse.Namespace) -> None:
     surface = Surface.load(options.file, vectors=True)
     directions = options.target.with_name(f"{options.target.stem}_directions.h5")
     shapes = [(name, tuple(shape)) for name, shape in surface.provenance.get("parameters", [])]
-    has_directions = surface.directions is not None and bool(shapes)
-    left_out = write_li_surface(surface, options.target, str(directions) if has_directions else "")
+    known = surface.directions is not None and bool(shapes)
+    left_out = write_li_surface(surface, options.target, str(directions) if known else "")
     print(options.target)
-    if has_directions:
-        write_li_directions(directions, surface.directions, shapes, surface.provenance["slice"])
+    if surface.directions is not None and known:
+        facts = surface.provenance["slice"]
+        theirs = {f"{key}_": facts[key] for key in ("explained_variance_ratio", "singular_values") if key in facts}
+        write_li_directions(directions, surface.directions, shapes, theirs)
         print(directions)
     for name, run in surface.trajectories.items():
         if run.coordinates.shape[1] == 2:

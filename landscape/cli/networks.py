@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> None:
         model.to(options.device),
         data,
         test=test,
-        loss=import_function(options.loss),
+        loss=import_function(options.loss) if options.loss else None,
         optimizer=options.optimizer,
         learning_rate=options.lr,
         options=_assignments(options.option),
@@ -145,14 +145,14 @@ def _surface(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     stored = checkpoint.read(options.checkpoint)
-    data, test = _data(options, default=stored.info.get("data"))
+    data, test = _data(options, stored.info.get("data"))
     model = _stored_model(options, stored, data)
     checkpoint.load_state(model, stored)
     objective = Objective(
         model,
         data,
         test=test,
-        loss=import_function(options.loss),
+        loss=import_function(options.loss) if options.loss else None,
         reduction=options.reduction,
         select=options.select[0] if len(options.select) == 1 else options.select,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
@@ -165,9 +165,9 @@ def _surface(options: argparse.Namespace) -> None:
     if options.explain:
         print(reference_plan(objective, slice).describe())
         return
-    known = {"path": str(options.checkpoint)}
-    if "loss" in stored.info:
-        known["loss"] = stored.info["loss"]
+    known: dict[str, Any] = {"path": str(options.checkpoint)}
+    if "history" in stored.info:
+        known["loss"] = stored.info["history"]["loss"][-1]
     surface = evaluate(
         objective,
         slice,
@@ -209,17 +209,20 @@ def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> 
             list(zip(layout.names, layout.shapes, strict=True)),
             list(objective.model.state_dict()),
         )
-        return directions.given_directions(objective, rows, info=info)
+        known = {name.rstrip("_"): values.tolist() for name, values in info.items()}
+        return directions.given_directions(objective, rows, info={"file": options.directions, **known})
     raise ValueError(f"--directions {options.directions}: expected random, pca, between, or an existing file")
 
 
-def _data(options: argparse.Namespace, default: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
-    """Return training and test data, named ones or the user's."""
+def _data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """Return training and test data: named ones, the user's, or those that a stored network was trained on."""
     from landscape import data as sets
 
-    name = options.data or (default or {}).get("name")
-    limit = options.limit or (None if options.data else (default or {}).get("limit"))
-    if name is None:
+    name, limit = options.data, options.limit
+    if name is None and trained_on:
+        name = trained_on["training"]["name"].partition("/")[0]
+        limit = limit or trained_on["training"]["n_samples"]
+    if name is None or (options.data is None and name not in sets.names()):
         raise ValueError(f"--data is missing: {', '.join(sets.names())}, or package.module:function")
     training = import_function(name)() if ":" in name else sets.load(name, limit=limit)
     if options.test == "none":
@@ -257,10 +260,8 @@ def _stored_model(options: argparse.Namespace, stored: Any, data: Any) -> Any:
     return _new_model(stored.name, {**stored.arguments, **_assignments(options.set)}, None, 0)[0]
 
 
-def import_function(text: str | None) -> Callable[..., Any] | None:
+def import_function(text: str) -> Callable[..., Any]:
     """Import `package.module:function`, from the current folder too."""
-    if text is None:
-        return None
     module_name, _, name = text.partition(":")
     if not module_name or not name:
         raise ValueError(f"expected package.module:function, got {text!r}")

@@ -150,7 +150,7 @@ def _axes(
         raise ValueError(
             f"the slice has {slice.k} direction(s), got {len(counts)} resolution(s) and {len(ranges)} range(s)"
         )
-    return {name: grid_axis(*ends, n) for name, ends, n in zip(names, ranges, counts, strict=True)}
+    return {name: grid_axis(low, high, n) for name, (low, high), n in zip(names, ranges, counts, strict=True)}
 
 
 def _plan_of(path: str | os.PathLike | None) -> dict:
@@ -164,8 +164,8 @@ def _fingerprint(objective: Objective, slice: Slice, surface: Surface) -> dict[s
     axes = hashlib.sha256("".join(map(hash_array, surface.axes.values())).encode()).hexdigest()
     return {
         **objective.fingerprint(),
-        "origin": hash_array(surface.origin),
-        "directions": hash_array(surface.directions),
+        "origin": hash_array(slice.origin.cpu().numpy()),
+        "directions": hash_array(slice.directions.cpu().numpy()),
         "axes": axes,
     }
 
@@ -186,7 +186,9 @@ def _provenance(objective: Objective, slice: Slice, plan: Plan, checkpoint: Mapp
         "axes": [{"label": label, "unit": slice.info.get("unit")} for label in slice.info["labels"]],
         "gram": gram.tolist(),
         "origin_norm": float(slice.origin.double().norm()),
-        "parameters": [[name, list(shape)] for name, shape in zip(objective.layout.names, objective.layout.shapes)],
+        "parameters": [
+            [name, list(shape)] for name, shape in zip(objective.layout.names, objective.layout.shapes, strict=True)
+        ],
         "at_origin": objective.evaluate_model(),
         "gradient_norm": objective.gradient_norm(),
         "checkpoint": dict(checkpoint or {}),

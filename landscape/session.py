@@ -1,0 +1,255 @@
+"""A training run in progress: the order of the samples, one step after another, and the state on disk.
+
+Nothing random is carried along. The order of the samples in an epoch is drawn from `(seed, epoch)` and the random
+numbers of a step (dropout) from `(seed, step)`, so network, optimizer and a step number are the whole state.
+"""
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.data import Batch, Batches, batch_size, split_batch
+from landscape.objective import Objective, call_model
+from landscape.storage import replacing
+
+log = logging.getLogger(__name__)
+
+
+class Order:
+    """Which samples make up each step.
+
+    Args:
+        batches: The data.
+        size: Samples per step; None: all, or for data whose samples differ in shape the batches they came in.
+        seed: Of the permutation of every epoch.
+
+    Attributes:
+        size: Samples per step, None for batches as they came.
+        n_steps: Steps per epoch.
+
+    Raises:
+        ValueError: `size` is given for data that cannot be cut.
+    """
+
+    def __init__(self, batches: Batches, size: int | None, seed: int) -> None:
+        self._seed = seed
+        self.size: int | None = None
+        self._items: tuple[Batch, ...] | None = None
+        if not batches.stackable:
+            if size is not None:
+                raise ValueError(
+                    f"the samples of {batches.name} differ in structure, dtype or shape, so they cannot be cut into "
+                    f"batches of {size}: leave batch_size out, and the batches given are used"
+                )
+            self._items = batches.items
+            self.n_steps = len(self._items)
+            return
+        n = batches.n_samples
+        self.size = n if size is None else min(size, n)
+        self._whole = next(batches.chunks(n))
+        self._cuts = [*range(0, n, self.size), n]
+        if self.size > 1 and self._cuts[-1] - self._cuts[-2] == 1 and len(self._cuts) > 2:
+            del self._cuts[-2]
+        self.n_steps = len(self._cuts) - 1
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Yield the batches from a step on, without end."""
+        while True:
+            epoch, first = divmod(step, self.n_steps)
+            if self._items is not None:
+                permutation = self._permutation(epoch, len(self._items))
+                yield from (self._items[i] for i in permutation[first:])
+            elif self.n_steps == 1:
+                yield self._whole
+            else:
+                permutation = self._permutation(epoch, self._cuts[-1])
+                for i in range(first, self.n_steps):
+                    yield take(self._whole, torch.from_numpy(permutation[self._cuts[i] : self._cuts[i + 1]]))
+            step += self.n_steps - first
+
+    def _permutation(self, epoch: int, n: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch, 0]).permutation(n)
+
+
+def take(batch: Any, rows: Tensor) -> Any:
+    """Return some samples of a batch.
+
+    Args:
+        batch: A tensor, None, or a tuple or mapping of batches.
+        rows: `[b]` int64 indices.
+    """
+    if isinstance(batch, Mapping):
+        return {key: take(part, rows) for key, part in batch.items()}
+    if isinstance(batch, tuple):
+        parts = [take(part, rows) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch if batch is None else batch[rows.to(batch.device)]
+
+
+class Session:
+    """A network, its optimizer, and how far they have come.
+
+    Args:
+        network: In training mode; it is changed.
+        objective: What is minimized and evaluated.
+        forward: `forward(network, batch) -> output`, or None.
+        optimizer: Over the network's parameters, with the learning rate that the schedule multiplies.
+        order: The batches.
+        seed: Of the random numbers in the network.
+
+    Attributes:
+        step: Steps done.
+        history: What was evaluated, a list for each value.
+        seconds: Time spent.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        forward: Callable[[nn.Module, Any], Any] | None,
+        optimizer: torch.optim.Optimizer,
+        order: Order,
+        seed: int,
+    ) -> None:
+        self.network = network
+        self.objective = objective
+        self.optimizer = optimizer
+        self.order = order
+        self.step = 0
+        self.history: dict[str, list[float]] = {}
+        self.seconds = 0.0
+        self._forward = forward
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._seed = seed
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss evaluated last is not finite."""
+        return bool(self.history) and not math.isfinite(self.history["loss"][-1])
+
+    def steps(self, total: int, factor: Callable[[float], float]) -> Iterator[dict[str, float]]:
+        """Take the steps that are left, until there are `total` of them or the loss is not finite.
+
+        Args:
+            total: Steps of the whole run.
+            factor: Of the learning rate, by the fraction of steps done.
+
+        Yields:
+            After each step what is known about it: `batch_loss`, and after an epoch what was evaluated.
+        """
+        spent, started = self.seconds, time.perf_counter()
+        batches = self.order.batches(self.step)
+        if not self.history:
+            self.evaluate()
+        while self.step < total and not self.diverged:
+            batch_loss = self.advance(next(batches), factor(self.step / total))
+            values = {"batch_loss": batch_loss}
+            if self.step % self.order.n_steps == 0 or not math.isfinite(batch_loss):
+                values |= self.evaluate()
+            self.seconds = spent + time.perf_counter() - started
+            yield values
+
+    def advance(self, batch: Batch, factor: float) -> float:
+        """Take one step, with the learning rate times `factor`; return the loss of the batch just before it."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        seed = int(np.random.SeedSequence([self._seed, self.step, 1]).generate_state(1, np.uint64)[0])
+        device = self.objective.device
+
+        def closure() -> Any:
+            # within a step every evaluation sees the same random numbers: a line search needs a function
+            _seed_generators(seed, device)
+            self.optimizer.zero_grad()
+            loss = self._loss(batch)
+            loss.backward()
+            return loss.detach()
+
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            loss = float(self.optimizer.step(closure))
+        self.step += 1
+        return loss
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluate on the whole data, and enter the values into the history."""
+        theta = self.objective.layout.flatten(dict(self.network.named_parameters()))
+        values = self.objective.evaluate(theta, dict(self.network.named_buffers()))
+        row = {"epoch": math.ceil(self.step / self.order.n_steps), "step": self.step, **values}
+        for key, value in row.items():
+            self.history.setdefault(key, []).append(value)
+        return values
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write the state, whole or not at all, with what identifies the run."""
+        state = {
+            "identity": json.dumps(identity),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `save` wrote."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        inputs, target = split_batch(batch)
+        output = self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
+        value = self.objective.loss(output, target)
+        if value.ndim == 0:
+            return value
+        if value.numel() == 1 or self.objective.reduction == "mean":
+            return value.mean()
+        return value.mean() * batch_size(batch)
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator[list[int]]:
+    """Let a first Ctrl-C wait until the step is done, so that a whole state can be saved; a second one does not wait.
+
+    Yields:
+        A list that is empty until then; outside of the main thread, or where Ctrl-C is handled otherwise, for ever.
+    """
+    interrupted: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or usual is not signal.default_int_handler:
+        yield interrupted
+        return
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, usual)
+        log.warning("interrupted: stopping after this step (again: at once, and the last seconds are lost)")
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a forward pass on the device draws from, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
