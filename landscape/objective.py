@@ -384,8 +384,8 @@ class Objective:
             if not _close(value, second[name]):
                 raise ValueError(
                     f"{name} at one point differs between two evaluations ({value:.9g}, {second[name]:.9g}), though "
-                    "the model is in evaluation mode: is there randomness in its forward pass or in the loss, or does it "
-                    "change its input in place?"
+                    "the model is in evaluation mode: is there randomness in its forward pass or in the loss, or does "
+                    "it change its input in place?"
                 )
 
 

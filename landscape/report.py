@@ -35,7 +35,7 @@ table { border-collapse: collapse; margin: 0.75rem 0; width: 100%; font-size: 0.
 th, td { text-align: left; vertical-align: top; padding: 5px 10px; border-bottom: 1px solid #e0e0e0; }
 th { font-weight: 600; width: 30%; }
 @media (max-width: 600px) {
-  :root { --figure-height: 480px; }
+  :root { --figure-height: 520px; }
   body { padding: 10px; font-size: 15px; }
   th, td { padding: 4px 6px; }
   th { width: 38%; }

@@ -320,6 +320,13 @@ def test_runs_lie_on_the_surface_at_their_loss_on_the_slice(scale):
     assert np.isnan(np.array(trace.z)[~inside]).all()
 
 
+def test_what_a_run_does_above_the_ceiling_is_not_drawn_but_said():
+    figure = plot_surface(plane(sgd=run()), ceiling=2)
+    expected = run().loss_on_slice
+    assert list(np.isnan(named(figure, "sgd").z)) == list(expected > 2)
+    assert f"{(expected > 2).sum()} of 6 checkpoints of sgd lie above the view" in subtitle(figure)
+
+
 def test_a_run_is_not_drawn_on_a_surface_of_another_metric():
     assert "sgd" not in {trace.name for trace in plot_surface(plane(sgd=run()), "accuracy").data}
 

@@ -104,7 +104,7 @@ def complete_grid(done: Array) -> tuple[Array, ...]:
     best: tuple[Array, ...] = (np.arange(0),) * done.ndim
     for least in np.unique(counts[counts > 0]):
         rows = np.flatnonzero(counts >= least)
-        grid = (rows, *complete_grid(done[rows].all(axis=0)))
+        grid = (rows, *complete_grid(np.asarray(done[rows].all(axis=0))))
         best = max(best, grid, key=_reach_and_size)
     return best
 

@@ -1,7 +1,7 @@
 """Loss and accuracy while training."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,6 +21,7 @@ from landscape.figures.style import (
 )
 
 Array = np.ndarray
+History = Mapping[str, ArrayLike]
 
 
 class _Curve(NamedTuple):
@@ -31,9 +32,7 @@ class _Curve(NamedTuple):
     values: Array
 
 
-def plot_history(
-    history: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLike]], scale: str = "linear"
-) -> go.Figure:
+def plot_history(history: History | Mapping[str, History], scale: str = "linear") -> go.Figure:
     """Draw loss and accuracy against the epoch or the training step, of one run or of several.
 
     Training data are drawn solid, test data dashed; accuracies are in percent. NaN counts as not measured and is left
@@ -84,10 +83,10 @@ def plot_history(
 
 
 def _history_info(
-    history: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLike]],
+    history: History | Mapping[str, History],
 ) -> tuple[list[_Curve], str]:
     several = any(isinstance(value, Mapping) for value in history.values())
-    runs = history if several else {"": history}
+    runs = cast(Mapping[str, History], history if several else {"": history})
     x_key = "step" if all("step" in run and "epoch" not in run for run in runs.values()) else "epoch"
     curves = []
     for i, (name, run) in enumerate(runs.items()):

@@ -106,7 +106,7 @@ def plot_line(
 
 def _line_info(surface: Surface | Mapping[str, Surface], metrics: Sequence[str] | None, scale: str) -> _LineInfo:
     single = isinstance(surface, Surface)
-    surfaces = {"": surface} if single else dict(surface)
+    surfaces: dict[str, Surface] = {"": surface} if isinstance(surface, Surface) else dict(surface)
     if not surfaces:
         raise ValueError("give at least one surface")
     curves: list[_Curve] = []

@@ -123,12 +123,12 @@ def run_traces(
                 legendgroup=name,
             )
         )
-        for which, symbol, fill, edge in ((0, "circle", "white", color), (-1, "square", color, "white")):
+        for which, symbol, fill, rim in ((0, "circle", "white", color), (-1, "square", color, "white")):
             traces.append(
                 point(
                     **{axis: column[[which]] for axis, column in place.items()},
                     mode="markers",
-                    marker=_marker(symbol, fill, 12, edge, flat),
+                    marker=_marker(symbol, fill, 12, rim, flat),
                     customdata=data[[which]],
                     hovertemplate=template,
                     showlegend=False,

@@ -113,14 +113,21 @@ def _surface_info(surface: Surface, metric: str, scale: str, trajectories: bool,
     levels = find_levels(shown.heights, metric, scale, ceiling)
     marks = find_marks(surface, metric, trajectories and metric == next(iter(surface.values)))
     lift = _LIFT * (levels.high - levels.low)
+    run_heights, run_notes = {}, []
+    for name, run in marks.runs.items():
+        heights = to_height(run.loss_on_slice, scale)
+        above = heights > levels.high
+        run_heights[name] = np.where(above, np.nan, heights + lift)
+        if above.any():
+            run_notes.append(f"{above.sum()} of {len(above)} checkpoints of {name} lie above the view")
     finite = shown.values[np.isfinite(shown.values)]
     return _SurfaceInfo(
         drawn=shown,
         levels=levels,
         marks=marks,
-        run_heights={name: to_height(run.loss_on_slice, scale) + lift for name, run in marks.runs.items()},
+        run_heights=run_heights,
         labels=axis_labels(surface),
-        notes=(*shown.notes, *ceiling_note(finite.max(initial=-np.inf), metric, ceiling), *marks.notes),
+        notes=(*shown.notes, *ceiling_note(finite.max(initial=-np.inf), metric, ceiling), *marks.notes, *run_notes),
     )
 
 
@@ -128,8 +135,9 @@ def _point_heights(surface: Surface, info: _SurfaceInfo, metric: str, scale: str
     """Return the heights of the origin (at the grid point nearest to it) and of the lowest grid point."""
     nearest = tuple(int(np.abs(axis).argmin()) for axis in surface.axes.values())
     lift = 2 * _LIFT * (info.levels.high - info.levels.low)
-    values = (surface.metric(metric)[nearest], info.marks.lowest_value)
-    return tuple(float(to_height(value * unit_factor(metric), scale)) + lift for value in values)
+    origin = to_height(surface.metric(metric)[nearest] * unit_factor(metric), scale)
+    lowest = to_height(info.marks.lowest_value * unit_factor(metric), scale)
+    return float(origin) + lift, float(lowest) + lift
 
 
 def _open_side(drawn: Drawn, levels: Levels) -> tuple[int, int]:
@@ -140,10 +148,10 @@ def _open_side(drawn: Drawn, levels: Levels) -> tuple[int, int]:
     """
     if not drawn.heights.size:
         return 1, -1
+    scores: dict[tuple[int, int], tuple[bool, float]] = {}
     z = (np.clip(drawn.heights, levels.low, levels.high) - levels.low) / (levels.high - levels.low) * _HEIGHT
     start = [int(np.abs(axis).argmin()) if axis[0] <= 0 <= axis[-1] else len(axis) // 2 for axis in drawn.axes]
     t = np.linspace(0, 1, 50)
-    scores = {}
     for side in ((1, -1), (-1, -1), (1, 1), (-1, 1)):
         corner = [n - 1 if sign > 0 else 0 for n, sign in zip(z.shape, side, strict=True)]
         rows, columns = (np.rint(a + t * (b - a)).astype(int) for a, b in zip(start, corner, strict=True))
@@ -151,7 +159,7 @@ def _open_side(drawn: Drawn, levels: Levels) -> tuple[int, int]:
         above = z[rows, columns] - z[tuple(start)] - CAMERA_SLOPE * length
         quarter = z[np.ix_(*(np.arange(min(a, b), max(a, b) + 1) for a, b in zip(start, corner, strict=True)))]
         hidden = np.where(np.isfinite(above), above, 0).max(initial=0)
-        scores[side] = (hidden > 0.02, float(np.where(np.isfinite(quarter), quarter, 0).mean()))
+        scores[side] = (bool(hidden > 0.02), float(np.where(np.isfinite(quarter), quarter, 0).mean()))
     return min(scores, key=lambda side: scores[side])
 
 
