@@ -1,5 +1,7 @@
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import plotly.graph_objects as go
@@ -639,3 +641,9 @@ def test_images_are_drawn_in_the_size_asked_for(tmp_path):
 
 def test_drawn_values_are_in_percent_for_accuracies():
     assert drawn(plane(), "accuracy").values[2, 1] == pytest.approx(100 / f(X[2], Y[1]))
+
+
+def test_the_options_of_a_command_do_not_reach_the_renderers_own_parser():
+    code = "import sys; sys.argv += ['--log']; from landscape import figures as f; f.browser_missing(); print(sys.argv)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.stdout.strip() == "['-c', '--log']", shown.stderr

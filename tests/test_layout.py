@@ -21,10 +21,10 @@ ORDER = [
     "surface",
     *("evaluation.grid", "evaluation.reference", "evaluation.run", "evaluation"),
     *("sanity", "interchange", "mesh"),
-    *("figures.style", "figures.image", "figures.grid", "figures.marks"),
+    *("figures.style", "figures.image", "figures.grid", "figures.marks", "figures.contour"),
     "figures.*",
     *("figures", "report", "demo"),
-    *("cli.networks", "cli.files", "cli"),
+    *("cli.networks", "cli.files", "cli", "__main__"),
 ]
 TORCH_FREE = ["storage", "surface", "sanity", "interchange", "mesh", "figures", "report"]
 USE_MODELS = {"demo", "cli.networks"}

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 
 from landscape.figures.style import (
     PALETTE,
+    RUN_COLORS,
     escape,
     is_share,
     is_test,
@@ -97,7 +98,7 @@ def _history_info(
             if values.shape != x.shape:
                 raise ValueError(f"{metric} has {values.size} values for {x.size} epochs or steps")
             data = "test data" if is_test(metric) else "training data"
-            color = PALETTE[i % len(PALETTE)] if several else PALETTE[int(is_test(metric))]
+            color = RUN_COLORS[i % len(RUN_COLORS)] if several else PALETTE[int(is_test(metric))]
             label = f"{escape(name)}, {data}" if several else data
             given = ~np.isnan(values)
             finite = np.where(np.isinf(values), np.nan, values)[given]

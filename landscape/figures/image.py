@@ -1,9 +1,11 @@
 """Figures as files: self-contained HTML always, PNG and SVG where a browser can draw them."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape, unescape
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -136,11 +138,21 @@ def browser_missing() -> str | None:
     """Say in one line what PNG and SVG lack on this machine; None where nothing is missing."""
     if find_spec("kaleido") is None:
         return 'no PNG or SVG without kaleido: pip install "landscape[images]"'
+    _import_logging_of_kaleido()
     from choreographer.browsers.chromium import Chromium
 
     if not Chromium.find_browser(skip_local=False):
         return "no PNG or SVG without Chrome or Chromium: apt install chromium, or run plotly_get_chrome"
     return None
+
+
+def _import_logging_of_kaleido() -> None:
+    """Import the module that reads options of its own from the command line, without showing it ours."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        import_module("logistro")
+    finally:
+        sys.argv = arguments
 
 
 def figure_html(figure: go.Figure, div_id: str) -> str:

@@ -7,13 +7,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from landscape.figures.grid import number
-from landscape.figures.style import INK, PALETTE, axis_labels, escape, metric_label, unit_factor
+from landscape.figures.style import INK, RUN_COLORS, axis_labels, escape, metric_label, unit_factor
 from landscape.sanity import border_sides
 from landscape.surface import ProjectedTrajectory, Surface, lowest_point
 
 Array = np.ndarray
-# vermilion first: the most visible of the palette on a blue-to-yellow color scale
-RUN_COLORS = tuple(PALETTE[i] for i in (1, 6, 3, 4, 5, 2, 0))
 
 
 class Marks(NamedTuple):

@@ -13,6 +13,8 @@ from landscape.surface import Surface
 
 # Okabe and Ito (2008), told apart by color-blind readers; yellow left out, too light on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# of training runs, the same in every figure; vermilion first: it is seen best on a blue-to-yellow color scale
+RUN_COLORS = tuple(PALETTE[i] for i in (1, 6, 3, 4, 5, 2, 0))
 SCALES = ("linear", "log")
 INK = "#1a1a1a"
 CAMERA_SLOPE = 0.55  # height of the camera over its horizontal distance

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from landscape.figures.grid import to_height
-from landscape.figures.style import PALETTE, escape, log_axis, new_figure
+from landscape.figures.style import PALETTE, RUN_COLORS, escape, log_axis, new_figure
 from landscape.surface import ProjectedTrajectory, Surface
 
 
@@ -35,7 +35,7 @@ def plot_trajectory(surface: Surface, name: str | None = None) -> go.Figure:
     several = len(info.runs) > 1
     for i, (run_name, run) in enumerate(info.runs.items()):
         label = escape(run_name)
-        first = PALETTE[i % len(PALETTE)]
+        first = RUN_COLORS[i % len(RUN_COLORS)] if several else PALETTE[0]
         second = first if several else PALETTE[1]
         curves = (
             (run.distance, first, "solid", "distance from the slice", 1),
