@@ -1,6 +1,7 @@
 """Losses and metrics: functions of a network's output and the target, a mean over the batch or one value per sample."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import CodeType
@@ -27,7 +28,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         `[b]` float64, in nats.
     """
     largest = output.amax(dim=1)
-    of_target = output.gather(1, target[:, None]).squeeze(1)
+    of_target = output.gather(1, target[:, None].long()).squeeze(1)
     return (output - largest[:, None]).exp().sum(dim=1, dtype=torch.float64).log() + (largest - of_target)
 
 
@@ -41,7 +42,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
     Returns:
         `[b]`, of the output's type. NaN logits count as wrong.
     """
-    of_target = output.gather(1, target[:, None]).squeeze(1)
+    of_target = output.gather(1, target[:, None].long()).squeeze(1)
     return (of_target == output.amax(dim=1)).to(output.dtype)
 
 
@@ -63,11 +64,12 @@ def default_loss(output: Any, target: Any) -> Tensor:
 
 
 def is_classification(output: Any, target: Any) -> bool:
-    """Tell whether an output `[b, c]` holds logits for targets `[b]` that are class indices."""
+    """Tell whether an output `[b, c]`, `c >= 2`, holds logits for targets `[b]` that are class indices."""
     return (
         isinstance(output, Tensor)
         and isinstance(target, Tensor)
         and output.ndim == 2
+        and output.shape[1] > 1
         and output.is_floating_point()
         and target.shape == output.shape[:1]
         and target.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -80,10 +82,18 @@ def describe_callable(function: Callable) -> str:
     The text is the same in every process. What the code refers to outside of itself is not part of it.
     """
     if isinstance(function, nn.Module):
-        return repr(function)
+        # `CrossEntropyLoss()` is what every one of them is called; what tells them apart are its attributes
+        own = {**vars(function), **dict(function.named_buffers()), **dict(function.named_parameters())}
+        options = [
+            f"{name}={_describe_argument(value)}"
+            for name, value in sorted(own.items())
+            if not name.startswith("_") and name != "training" and value is not None
+        ]
+        text = without_addresses(repr(function))
+        return f"{text} with {', '.join(options)}" if options else text
     if isinstance(function, partial):
-        given = [repr(value) for value in function.args]
-        given += [f"{name}={value!r}" for name, value in sorted(function.keywords.items())]
+        given = [_describe_argument(value) for value in function.args]
+        given += [f"{name}={_describe_argument(value)}" for name, value in sorted(function.keywords.items())]
         return f"{describe_callable(function.func)} with {', '.join(given)}"
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
     code = getattr(function, "__code__", None)
@@ -92,6 +102,17 @@ def describe_callable(function: Callable) -> str:
     digest = hashlib.sha256()
     _hash_code(code, digest)
     return f"{name} ({digest.hexdigest()[:8]})"
+
+
+def _describe_argument(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{describe_value(value)} ({hashlib.sha256(repr(value.tolist()).encode()).hexdigest()[:8]})"
+    return describe_callable(value) if callable(value) else without_addresses(repr(value))
+
+
+def without_addresses(text: str) -> str:
+    """Leave out the memory addresses that Python's own `repr` shows: they differ in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def _hash_code(code: CodeType, digest: "hashlib._Hash") -> None:

@@ -41,6 +41,13 @@ th { font-weight: 600; width: 30%; }
   th { width: 38%; }
 }"""
 
+_TITLES = {
+    "contour": "contours",
+    "surface": "in three dimensions",
+    "accuracy": "accuracy",
+    "descent": "descent",
+    "trajectory": "distance of the training runs",
+}
 _CAPTIONS = {
     "line": "Loss and accuracy along the line. Solid: training data, dashed: test data.",
     "contour": "Lines of equal value over the slice.",
@@ -63,6 +70,7 @@ class Section:
         figure: A plotly figure.
         table: Rows of cells; the first cell of a row says what it is.
         links: Labels and relative paths of files beside the page.
+        folded: Whether the table is shown only on a click.
     """
 
     title: str
@@ -70,6 +78,7 @@ class Section:
     figure: go.Figure | None = None
     table: Sequence[Sequence[str]] | None = None
     links: Sequence[tuple[str, str]] = ()
+    folded: bool = False
 
 
 def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Path:
@@ -115,7 +124,7 @@ def surface_sections(
     if title is None:
         title = surface.path.stem if surface.path else "surface"
     sections = [
-        Section(f"{title}: {kind}", _CAPTIONS[kind], figure)
+        Section(title if kind in ("line", "volume") else f"{title}: {_TITLES[kind]}", _CAPTIONS[kind], figure)
         for kind, figure in figures_of(surface, scale=scale, ceiling=ceiling).items()
     ]
     found = findings(surface)
@@ -126,7 +135,7 @@ def surface_sections(
     shape = " x ".join(map(str, surface.shape))
     facts = [["grid", f"{shape} points of {', '.join(surface.values)}"], *map(list, _flatten(surface.provenance))]
     links = [(surface.path.name, surface.path.name)] if surface.path else []
-    sections.append(Section(f"{title}: how it was made", table=facts, links=links))
+    sections.append(Section(f"{title}: how it was made", table=facts, links=links, folded=True))
     return sections
 
 
@@ -137,11 +146,15 @@ def _section_html(section: Section, number: int) -> Iterator[str]:
     if section.figure is not None:
         yield figure_html(section.figure, f"figure-{number}")
     if section.table:
+        if section.folded:
+            yield f"<details><summary>{len(section.table)} entries</summary>"
         yield "<table>"
         for first, *others in section.table:
             cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
             yield f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
         yield "</table>"
+        if section.folded:
+            yield "</details>"
     if section.links:
         # quoted whole, so that a name with a colon, `#` or `?` stays the name of a file
         entries = [f'<li><a href="{escape(quote(href))}">{escape(label)}</a></li>' for label, href in section.links]

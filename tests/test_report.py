@@ -131,7 +131,7 @@ def test_text_from_files_is_escaped(hostile_page):
 def test_sections_of_a_surface():
     sections = surface_sections(plane(), "plane", scale="log")
     assert [section.title.removeprefix("plane: ") for section in sections] == [
-        *("contour", "surface", "accuracy", "descent", "trajectory"),
+        *("contours", "in three dimensions", "accuracy", "descent", "distance of the training runs"),
         *("is the picture right?", "how it was made"),
     ]
     assert all(section.figure is not None and section.caption for section in sections[:5])
@@ -143,6 +143,7 @@ def test_sections_of_a_surface():
     assert facts["settings, data, train, n_samples"] == "1437"
     assert len(facts["parameters"]) < 310
     assert not sections[6].links
+    assert [section.folded for section in sections] == [False] * 6 + [True]
 
 
 def test_warnings_are_counted_and_the_file_is_linked(tmp_path):
