@@ -135,6 +135,8 @@ def pca_directions(
         ValueError: The trajectory belongs to other parameters, or spans fewer than `k` dimensions.
     """
     runs = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
+    if not runs or k < 1:
+        raise ValueError(f"PCA needs a trajectory and at least 1 direction, got {len(runs)} and k={k}")
     for run in runs:
         if run.layout != objective.layout:
             raise ValueError(
@@ -143,6 +145,9 @@ def pca_directions(
             )
     origin = objective.origin.double().cpu().numpy()
     gram = sum(block @ block.T for _, block in differences(runs, origin))
+    if not np.isfinite(gram).all():
+        bad = int((~np.isfinite(np.diag(gram))).sum())
+        raise ValueError(f"{bad} of the {len(gram)} checkpoints are not finite: the run diverged; leave them out")
     squares, vectors = np.linalg.eigh(gram)
     squares, vectors = squares[::-1].clip(min=0), vectors[:, ::-1]
     rank = int((squares > squares[0] * 1e-12).sum()) if squares[0] > 0 else 0
@@ -170,7 +175,8 @@ def pca_directions(
         "labels": [f"principal component {i + 1} ({shares[i]:.1%})" for i in range(k)],
         "unit": "distance in parameter space",
     }
-    extent = tuple((float(a), float(b)) for a, b in zip(low - margin, high + margin, strict=True))
+    # rounded, so that another machine, whose last digits differ, continues the same grid
+    extent = tuple((float(f"{a:.4g}"), float(f"{b:.4g}")) for a, b in zip(low - margin, high + margin, strict=True))
     return Slice(objective.origin, torch.from_numpy(directions).to(objective.origin), info, extent)
 
 
@@ -192,6 +198,9 @@ def directions_between(objective: Objective, *networks: Network) -> Slice:
     layout = objective.layout
     states = [state_for(objective.model, _state(network)) for network in networks]
     rows = [layout.flatten(state, torch.float64).to(objective.device) - objective.origin.double() for state in states]
+    for i, row in enumerate(rows):
+        if not row.any():
+            raise ValueError(f"network {i + 2} has the same parameters as the one at the origin: there is no way to go")
     buffers = {
         name: torch.stack([(state[name].to(own) - own) for state in states])
         for name, own in objective.buffers.items()
@@ -218,22 +227,34 @@ def _state(network: Network) -> Mapping[str, Tensor]:
 
 
 def given_directions(
-    objective: Objective, directions: Tensor | np.ndarray | Sequence[Mapping[str, Tensor]], *, info: dict | None = None
+    objective: Objective,
+    directions: Tensor | np.ndarray | Mapping[str, Tensor] | Sequence[Tensor | np.ndarray | Mapping[str, Tensor]],
+    *,
+    info: dict | None = None,
 ) -> Slice:
     """Use directions that the caller made.
 
     Args:
         objective: Its origin and selected parameters.
-        directions: `[k, p]`, or `[p]` for a line, or `k` dictionaries of named tensors (state dicts).
+        directions: `[k, p]`, or `[p]` for a line, or `k` vectors or dictionaries of named tensors (state dicts).
         info: Where they come from; may hold `labels`, `unit` and others that the results then carry.
 
     Raises:
         ValueError: Wrong shape or names.
     """
-    if isinstance(directions, Sequence) and directions and isinstance(directions[0], Mapping):
-        rows = torch.stack([objective.layout.flatten(state, torch.float64) for state in directions])
-    else:
+    if len(directions) == 0:
+        raise ValueError("give at least one direction")
+    if isinstance(directions, Tensor | np.ndarray):
         rows = torch.atleast_2d(torch.as_tensor(directions))
+    else:
+        given = [directions] if isinstance(directions, Mapping) else directions
+        wide = torch.float64
+        rows = torch.stack(
+            [
+                objective.layout.flatten(row, wide) if isinstance(row, Mapping) else torch.as_tensor(row, dtype=wide)
+                for row in given
+            ]
+        )
     k = len(rows)
     info = {"kind": "given", "labels": [f"given direction {i + 1}" for i in range(k)], **(info or {})}
     return Slice(objective.origin, rows.to(objective.origin), info, ((-1.0, 1.0),) * k)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Metric = Callable[[Any, Any], Tensor]
 """`(output, target) -> ` a mean over the batch (0-D) or one value per sample (`[b]`)."""
@@ -61,6 +62,13 @@ def default_loss(output: Any, target: Any) -> Tensor:
         f"no default loss for an output {describe_value(output)} and a target {describe_value(target)}: "
         "pass loss=function(output, target)"
     )
+
+
+def is_cross_entropy(function: Callable) -> bool:
+    """Tell whether a loss is the plain softmax cross-entropy for class indices, ours or torch's."""
+    if type(function) is nn.CrossEntropyLoss:
+        return function.weight is None and function.label_smoothing == 0 and function.reduction == "mean"
+    return function in (default_loss, cross_entropy, F.cross_entropy)
 
 
 def is_classification(output: Any, target: Any) -> bool:

@@ -9,16 +9,27 @@ and never touched: not its parameters, buffers, mode, gradients, nor the state o
 import copy
 import hashlib
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.data import Batches, batch_size, collect, split_batch
-from landscape.losses import Metric, accuracy, default_loss, describe_callable, describe_value, is_classification
+from landscape.losses import (
+    Metric,
+    accuracy,
+    default_loss,
+    describe_callable,
+    describe_value,
+    is_classification,
+    without_addresses,
+)
 from landscape.parameters import Selection, layout
 
 BATCH_NORM_POLICIES = ("frozen", "interpolated", "recalibrated", "batch")
@@ -105,7 +116,9 @@ class Objective:
         self.loss = default_loss if loss is None else loss
         self.notes: list[str] = []
         self._program = _Program(_copy(model), forward)
-        self.model = self._program.model.to(device=device, dtype=dtype).eval()
+        self.model = self._program.model.to(device=device).eval()
+        if dtype is not None:  # `Module.to(dtype)` would take the imaginary part from complex buffers
+            self.model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
         self.device = next(self.model.parameters()).device
         self._dtypes = {name: tensor.dtype for name, tensor in self.model.named_parameters()}
         self.dtype = self._dtypes[self.layout.names[0]]
@@ -117,18 +130,34 @@ class Objective:
         self.splits = {name: batches.to(self.device, dtype) for name, batches in self.splits.items()}
         self.buffers = {n: t.clone() for n, t in self.model.named_buffers() if t.is_floating_point()}
         self.origin = self.layout.flatten(dict(self.model.named_parameters()))
+        self.has_forward = forward is not None
         self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if batch_norm == "recalibrated":
             for norm in self._norms:
                 norm.momentum = None  # a cumulative average: every batch counts the same
 
         output, target = self._first_output()
+        classes = output.shape[1] if is_classification(output, target) else 0
+        stray = self._stray_target(classes) if classes else None
+        if loss is None and stray is not None:
+            raise ValueError(
+                f"a target is {stray}, but the classes of an output {describe_value(output)} are 0 to {classes - 1}: "
+                "leave such samples out, or pass loss=function(output, target), such as torch.nn.CrossEntropyLoss()"
+            )
+        self.is_classification = bool(classes) and stray is None
         if metrics is None:
-            metrics = {"accuracy": accuracy} if is_classification(output, target) else {}
+            metrics = {"accuracy": accuracy} if classes and stray is None else {}
+            if stray is not None:
+                self.notes.append(f"no accuracy, since a target is {stray}, which is no class")
         if "loss" in metrics:
             raise ValueError("the metric name 'loss' is taken: choose another")
         self.metrics: dict[str, Metric] = {"loss": self.loss, **metrics}
         self.metric_names = [prefix + name for prefix in self.splits for name in self.metrics]
+        twice = sorted({name for name in self.metric_names if self.metric_names.count(name) > 1})
+        if twice:
+            raise ValueError(f"metric name(s) {', '.join(twice)} would be used twice: choose others")
+        self.has_batch_norm = bool(self._norms)
+        self.is_tuned = chunk_size is None
         self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
 
@@ -171,8 +200,48 @@ class Objective:
             point = theta.detach().to(self.device).requires_grad_()
             for batch in self._chunks(batches):
                 output, target = self._program_output(self._tensors(point, None), batch)
-                value, weight = self._weigh(self.loss(output, target), batch_size(batch))
+                value, weight = self.weigh(self.loss(output, target), batch_size(batch))
                 total += torch.autograd.grad(value, point)[0].double() * weight
+        return total if self.reduction == "sum" else total / batches.n_samples
+
+    def hessian_products(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """Multiply the Hessian of the training loss with vectors, by differentiating twice (Pearlmutter 1994).
+
+            H v = d/dtheta (g(theta) . v),    g = dL/dtheta
+
+        Loss, batch-norm statistics and chunks are those of `gradient`. The graph of a chunk serves all vectors, so
+        several at once cost less than one after another.
+
+        Args:
+            theta: `[p]`.
+            vectors: `[m, p]`.
+
+        Returns:
+            `[m, p]` float64, the sum over chunks being taken in that precision.
+
+        Raises:
+            ValueError: The vectors have another shape.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.layout.p:
+            raise ValueError(f"vectors need shape [m, {self.layout.p}], got {tuple(vectors.shape)}")
+        batches = self.splits[""]
+        total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
+        self._set_norm_mode(self.batch_norm == "batch")
+        # fused attention has no second derivative, the plain one has
+        with torch.random.fork_rng(self._cuda_devices()), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            point = theta.detach().to(self.device).requires_grad_()
+            rows = vectors.detach().to(point)
+            for batch in self._chunks(batches):
+                output, target = self._program_output(self._tensors(point, None), batch)
+                value, weight = self.weigh(self.loss(output, target), batch_size(batch))
+                (gradient,) = torch.autograd.grad(value, point, create_graph=True)
+                if not gradient.requires_grad:  # the loss is linear in theta
+                    continue
+                for i, row in enumerate(rows):
+                    (product,) = torch.autograd.grad(
+                        gradient, point, row, retain_graph=i < len(rows) - 1, materialize_grads=True
+                    )
+                    total[i] += product.double() * weight
         return total if self.reduction == "sum" else total / batches.n_samples
 
     def gradient_norm(self) -> float | None:
@@ -194,7 +263,7 @@ class Objective:
             return {
                 prefix + name: value
                 for prefix, batches in self.splits.items()
-                for name, value in self._means(None, batches.chunks(self._statistics_size(batches))).items()
+                for name, value in self._means(None, batches.chunks(self._plain_size(batches))).items()
             }
 
     def settings(self) -> dict[str, object]:
@@ -216,13 +285,33 @@ class Objective:
         """Return what identifies the question this objective answers, by part."""
         return {
             **{f"{prefix or 'training_'}data": batches.fingerprint for prefix, batches in self.splits.items()},
-            "model": _digest(repr(self.model)),
+            "model": _digest(without_addresses(repr(self.model))),
             "parameters": _digest(repr((self.layout.names, self.layout.shapes))),
             "loss and metrics": ", ".join(f"{n} = {describe_callable(f)}" for n, f in self.metrics.items()),
             "reduction": self.reduction,
             "dtype": str(self.dtype),
             "batch-norm policy": self.batch_norm,
+            "forward": describe_callable(self._program.custom or call_model),
+            "fixed parameters and buffers": self._digest_of_fixed(),
+            "batches": self._digest_of_batches(),
         }
+
+    def _digest_of_fixed(self) -> str:
+        """Hash what the network consists of besides theta."""
+        fixed = {name: t for name, t in self.model.named_parameters() if name not in self.layout.names}
+        digest = hashlib.sha256()
+        for name, tensor in {**fixed, **dict(self.model.named_buffers())}.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().cpu().to_dense()
+            digest.update(dense.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _digest_of_batches(self) -> str:
+        """Hash how the data are divided, where the values depend on it."""
+        if self.chunk_size is not None and (self.batch_norm in ("frozen", "interpolated") or not self._norms):
+            return "any"
+        given = [batches.sizes for batches in self.splits.values()]
+        return _digest(repr((given, self.chunk_size if self.batch_norm == "batch" else None)))
 
     def _tensors(self, theta: Tensor, buffers: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Name everything a forward pass uses, buffers as copies, so that in-place updates stay here."""
@@ -253,22 +342,35 @@ class Objective:
                     "Pass forward=function(model, batch) if it needs to be called differently"
                 ) from error
 
+    def _stray_target(self, classes: int) -> int | None:
+        """Return a target that is no class index; None if all are."""
+        for batches in self.splits.values():
+            for item in batches.items:
+                target = split_batch(item)[1]
+                if isinstance(target, Tensor):
+                    stray = target[(target < 0) | (target >= classes)]
+                    if len(stray):
+                        return int(stray[0])
+        return None
+
     def _means(self, tensors: dict[str, Tensor] | None, chunks: Iterable[Any]) -> dict[str, float]:
         totals = {name: 0.0 for name in self.metrics}
         n_samples = 0
         for batch in chunks:
             output, target = self._program_output(tensors, batch)
             for name, metric in self.metrics.items():
-                value, weight = self._weigh(metric(output, target), batch_size(batch), name)
+                value, weight = self.weigh(metric(output, target), batch_size(batch), name)
                 totals[name] += value.item() * weight
             n_samples += batch_size(batch)
         sums = {"loss"} if self.reduction == "sum" else set()
         return {name: total if name in sums else total / n_samples for name, total in totals.items()}
 
-    def _weigh(self, value: Tensor, n: int, name: str = "loss") -> tuple[Tensor, int]:
+    def weigh(self, value: Any, n: int, name: str = "loss") -> tuple[Tensor, int]:
         """Return a 0-D float64 value and the weight with which it enters the sum over all samples."""
-        if not isinstance(value, Tensor):
+        if isinstance(value, numbers.Number | np.ndarray | np.generic):
             value = torch.as_tensor(value)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is {describe_value(value)}; expected a number or one value per sample")
         if value.is_complex():
             raise TypeError(f"{name} is complex: landscapes need a real value, for example its modulus")
         if value.ndim == 0 or (value.numel() == 1 and n > 1):
@@ -283,15 +385,20 @@ class Objective:
 
     def _statistics_size(self, batches: Batches) -> int | None:
         """Choose the batch that batch-norm statistics are taken over: the data's own, where they came in batches."""
-        return None if len(batches.items) > 1 or not batches.stackable else _STATISTICS_BATCH
+        if len(batches.items) > 1 or not batches.stackable:
+            return None
+        counts = [b.n_samples for b in self.splits.values()]  # a single sample left over has no variance
+        return next(s for s in range(_STATISTICS_BATCH, 0, -1) if all(n == 1 or n % s != 1 for n in counts))
+
+    def _plain_size(self, batches: Batches) -> int | None:
+        return None if self.chunk_size is None else self._statistics_size(batches)
 
     def _recalibrate(self, tensors: dict[str, Tensor]) -> None:
         """Estimate the running statistics at a point anew, in place: mean over batches of the training data."""
-        for name, tensor in tensors.items():
-            if name.endswith(("running_mean", "num_batches_tracked")):
-                tensor.zero_()
-            elif name.endswith("running_var"):
-                tensor.fill_(1)
+        own = {id(buffer) for norm in self._norms for buffer in norm.buffers(recurse=False)}
+        for name, buffer in self.model.named_buffers():
+            if id(buffer) in own:  # other modules, such as instance norm, keep theirs
+                tensors[f"model.{name}"].fill_(1 if name.endswith("running_var") else 0)
         self._set_norm_mode(True)
         for batch in self.splits[""].chunks(self._statistics_size(self.splits[""])):
             functional_call(self._program, tensors, (batch,))
@@ -306,13 +413,16 @@ class Objective:
     def _choose_chunk_size(self, wanted: int | None) -> int | None:
         """Take the size wanted or the fastest, where cutting the data anew does not change the loss."""
         batches = self.splits[""]
+        stackable = all(b.stackable for b in self.splits.values())
+        dependent = self._batch_dependent() if stackable else []
         if self.batch_norm == "batch":
             return wanted or self._statistics_size(batches)
-        if not all(b.stackable for b in self.splits.values()):
+        if not stackable:
             self.notes.append("samples differ in shape or type: evaluated in the batches given")
             return None
-        if not self._is_mean_over_samples():
-            self.notes.append("the loss of a batch is not a mean over its samples: evaluated in the batches given")
+        if dependent:
+            names = " and ".join(dependent)
+            self.notes.append(f"the {names} of a batch is not a mean over its samples: evaluated in the batches given")
             return None
         return wanted or self._tune()
 
@@ -336,39 +446,48 @@ class Objective:
                     return best
                 size = min(2 * size, batches.n_samples)
 
-    def _is_mean_over_samples(self) -> bool:
-        """Compare the loss of some samples in one batch with that of two unequal parts.
+    def _batch_dependent(self) -> list[str]:
+        """Compare loss and metrics of some samples in one batch with those of unequal parts, two and up to five.
+
+        Returns:
+            The names of those that cannot be put together from the parts.
 
         Raises:
-            ValueError: It is a sum where a mean was announced, or the reverse.
+            ValueError: The loss is a sum where a mean was announced, or the reverse.
         """
         head = collect(self.splits[""], limit=_CHECK_SAMPLES).to(self.device)
         n = head.n_samples
         if n < 3:
-            return True
+            return []
+        values: dict[str, list[Any]] = {name: [] for name in self.metrics}
+        sums: dict[str, list[float]] = {name: [] for name in self.metrics}
         with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
             self._set_norm_mode(False)
             tensors = self._tensors(self.origin, None)
-            values = [
-                torch.as_tensor(self.loss(*self._program_output(tensors, batch)))
-                for size in (n, -(-2 * n // 3))
-                for batch in head.chunks(size)
-            ]
-        if values[0].ndim and values[0].shape[0] == n:
-            return True  # one value per sample
-        whole, first, second = (value.item() for value in values)
-        share = -(-2 * n // 3) / n
-        of_kind = {
-            "mean": _close(whole, share * first + (1 - share) * second),
-            "sum": _close(whole, first + second),
-        }
-        if of_kind[self.reduction] or not any(of_kind.values()):
-            return of_kind[self.reduction]
-        kind = next(kind for kind, holds in of_kind.items() if holds)
-        raise ValueError(
-            f"the loss is a {kind} over samples ({whole:.6g} for {n} of them, {first:.6g} and {second:.6g} for two "
-            f"parts): pass reduction={kind!r}"
-        )
+            for size in (n, -(-2 * n // 3), -(-n // 5)):
+                for batch in head.chunks(size):
+                    output, target = self._program_output(tensors, batch)
+                    for name, metric in self.metrics.items():
+                        raw = metric(output, target)
+                        value, weight = self.weigh(raw, batch_size(batch), name)
+                        values[name].append(raw)
+                        sums[name].append(value.item() * weight)
+        dependent = []
+        for name, (whole, first, second, *parts) in sums.items():
+            per_sample = np.ndim(values[name][0]) > 0 and len(values[name][0]) == n
+            # a metric of each sample by itself may still jump with the rounding of another kernel, as accuracy does
+            if (name == "loss" or not per_sample) and not (_close(whole, first + second) and _close(whole, sum(parts))):
+                dependent.append(name)
+        if "loss" in dependent and torch.as_tensor(values["loss"][0]).numel() == 1:
+            whole, first, second = (float(value) for value in values["loss"][:3])
+            share = -(-2 * n // 3) / n
+            kind = "mean" if self.reduction == "sum" else "sum"
+            if _close(whole, share * first + (1 - share) * second if kind == "mean" else first + second):
+                raise ValueError(
+                    f"the loss is a {kind} over samples ({whole:.6g} for {n} of them, {first:.6g} and {second:.6g} "
+                    f"for two parts): pass reduction={kind!r}"
+                )
+        return dependent
 
     def _check_repeatable(self) -> None:
         """Evaluate some samples twice at the origin.

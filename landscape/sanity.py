@@ -94,9 +94,14 @@ def _center(surface: Surface) -> list[Finding]:
     if expected is None:
         rows.append(Finding("center", f"{name} {value:.6g}"))
     else:
-        agrees = math.isclose(value, expected, rel_tol=_CENTER_RTOL, abs_tol=1e-12) or not math.isfinite(expected)
+        lost = not math.isfinite(value) and not math.isfinite(expected)
+        agrees = lost or math.isclose(value, expected, rel_tol=_CENTER_RTOL, abs_tol=1e-12)
         text = f"{name} {value:.6g} on the grid, {expected:.6g} of the network called plainly"
-        rows.append(Finding("center", text + ("" if agrees else ": they differ"), not agrees))
+        policy = surface.provenance.get("settings", {}).get("batch-norm policy")
+        meant = policy in ("batch", "recalibrated")  # there the network's own statistics are not used
+        if not agrees:
+            text += f", with its own batch-norm statistics instead of {policy} ones" if meant else ": they differ"
+        rows.append(Finding("center", text, not agrees and not meant))
     stored = surface.provenance.get("checkpoint", {}).get("loss")
     if stored is not None:
         agrees = math.isclose(value, stored, rel_tol=1e-3, abs_tol=1e-9)
@@ -183,6 +188,8 @@ def _work(surface: Surface) -> list[Finding]:
     if "plan" in facts:
         plan = facts["plan"]
         chunk = "batches as given" if plan["chunk_size"] is None else f"{plan['chunk_size']} samples at a time"
+        if plan.get("group", 1) > 1:
+            chunk += f", {plan['group']} points"
         rows.append(Finding("plan", "; ".join([plan["name"], chunk, *plan["notes"]])))
     if "seconds" in facts:
         n = max(1, int(surface.done.sum()))

@@ -96,7 +96,9 @@ class Slice:
         origin = self.origin.double().cpu().numpy()
         directions = self.directions.double().cpu().numpy()
         products = sum(block @ directions[:, cut].T for cut, block in differences(runs, origin))
-        coordinates = np.linalg.lstsq(self.gram(), products.T, rcond=None)[0].T
+        gram = self.gram()
+        norms = np.sqrt(np.diag(gram))  # scaled to 1, or the cut-off of lstsq could drop a short direction
+        coordinates = np.linalg.lstsq(gram / np.outer(norms, norms), (products / norms).T, rcond=None)[0].T / norms
         # a second pass, since ||theta - origin||^2 - ||c D||^2 would cancel for points near the slice
         squares = sum(
             ((block - coordinates @ directions[:, cut]) ** 2).sum(axis=1) for cut, block in differences(runs, origin)

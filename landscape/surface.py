@@ -143,7 +143,9 @@ class Surface:
         if progress.exists():
             with read_hdf5(progress, "progress") as file:
                 if read_json(file, "record/fingerprint") == identity:
-                    surface.values, surface.done = _read_values(file)
+                    values, done = _read_values(file)
+                    if done.sum() >= surface.done.sum():  # older, if a kill came just before it was removed
+                        surface.values, surface.done = values, done
                 else:
                     log.warning("%s belongs to another surface than %s and is ignored", progress, path)
         return surface
@@ -214,7 +216,8 @@ class SurfaceStore:
     def _continue(self, path: Path) -> None:
         with read_hdf5(path, "surface") as file:
             stored = read_json(file, "record/fingerprint")
-        differing = [key for key in self.fingerprint if stored.get(key) != self.fingerprint[key]]
+        keys = dict.fromkeys([*self.fingerprint, *stored])
+        differing = [key for key in keys if stored.get(key) != self.fingerprint.get(key)]
         if differing:
             raise ValueError(
                 f"{path} holds another surface; what differs: {', '.join(differing)}. "

@@ -137,9 +137,44 @@ def test_the_users_own_code_and_checkpoints(folder, capsys):
     assert not (folder / "no.h5").exists()
 
 
+def test_ranges_that_begin_with_a_minus(trained, folder):
+    command = f"surface --checkpoint {trained / 'checkpoint.safetensors'} --test none --out a.h5 --resolution 3x3"
+    assert main([*command.split(), "--range", "-1:1", "-.5:0.5"]) == 0
+    assert [axis.tolist() for axis in Surface.load("a.h5").axes.values()] == [[-1, 0, 1], [-0.5, 0, 0.5]]
+
+
+def test_files_of_one_name_are_told_apart(trained, folder, capsys):
+    checkpoint = trained / "checkpoint.safetensors"
+    for name in ("lr0.1", "lr0.2"):
+        (folder / name).mkdir()
+        (folder / name / "run.h5").write_bytes((trained / "trajectory.h5").read_bytes())
+        line = f"surface --checkpoint {checkpoint} --test none --dimensions 1 --resolution 3 --out {name}/line.h5"
+        assert main(line.split()) == 0
+    assert run("surface", "--checkpoint", checkpoint, "--test", "none", "--directions", "pca", "--resolution", "2",
+               "--trajectory", "lr0.1/run.h5", "lr0.2/run.h5", "--out", "pca.h5") == 0  # fmt: skip
+    assert Surface.load("pca.h5").trajectories.keys() == {"lr0.1_run", "lr0.2_run"}
+    assert run("plot", "lr0.1/line.h5", "lr0.2/line.h5", "--formats", "html", "--out", "drawn") == 0
+    assert {path.name for path in (folder / "drawn").glob("*line*.html")} >= {
+        "lr0.1_line_line.html",
+        "lr0.2_line_line.html",
+    }
+    assert run("surface", "--checkpoint", checkpoint, "--test", "none", "--directions", "pca",
+               "--trajectory", "lr0.1/run.h5", "lr0.1/run.h5", "--out", "b.h5") == 2  # fmt: skip
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_an_export_does_not_replace_the_surface(folder, capsys):
+    (folder / "a.h5").write_bytes(b"stays")
+    assert run("export", "a.h5", "./a.h5") == 2
+    assert "is the surface itself" in capsys.readouterr().err
+    assert (folder / "a.h5").read_bytes() == b"stays"
+
+
 def test_explain_says_the_plan_and_writes_nothing(trained, folder, capsys):
     command = ["surface", "--checkpoint", trained / "checkpoint.safetensors", "--out", "plan.h5", "--explain"]
     assert run(*command) == 0
+    assert "plan dense" in capsys.readouterr().out
+    assert run(*command, "--engine", "reference") == 0
     assert "plan reference" in capsys.readouterr().out
     assert not (folder / "plan.h5").exists()
 
@@ -157,6 +192,7 @@ def test_explain_says_the_plan_and_writes_nothing(trained, folder, capsys):
         ("train --model mine:nothing --data digits --out r", "no function 'nothing'"),
         ("train --model nowhere.at:all --data digits --out r", "nowhere"),
         ("train --data digits --out r", "--model is missing"),
+        ("train --model mine:net --data mine:batches --limit 5 --out r", "--limit is for named data sets"),
         ("train --model mlp --set widths --data digits --out r", "NAME=VALUE"),
         ("plot mine.py", "not a readable HDF5 file"),
         ("export mine.py a.xyz", "expected one of .vtp"),

@@ -206,6 +206,17 @@ class TestPca:
         with pytest.raises(ValueError, match=r"2 checkpoints span 1 dimension.*record more often"):
             pca_directions(objective_of(model), Trajectory.load(tmp_path / "short.h5"), 2)
 
+    def test_no_run_and_a_run_that_diverged_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="PCA needs a trajectory"):
+            pca_directions(objective_of(), [])
+        model = network()
+        with Recorder(tmp_path / "lost.h5", model) as recorder:
+            with torch.no_grad():
+                model[0].weight += torch.nan
+            recorder.step()
+        with pytest.raises(ValueError, match=r"1 of the 2 checkpoints are not finite.*diverged"):
+            pca_directions(objective_of(network()), Trajectory.load(tmp_path / "lost.h5"), 1)
+
     def test_another_networks_run_is_refused(self, walk):
         with pytest.raises(ValueError, match="other parameters than the model"):
             pca_directions(objective_of(nn.Linear(4, 3)), walk[0])
@@ -233,6 +244,10 @@ class TestProjection:
         np.testing.assert_allclose(coordinates, expected.T, rtol=1e-9)
         residual = difference - expected.T @ plane.directions.numpy()
         np.testing.assert_allclose(distance, np.linalg.norm(residual, axis=1), rtol=1e-9)
+
+    def test_a_direction_much_shorter_than_the_other_keeps_its_coordinate(self):
+        plane = given_directions(objective_of(network().double()), np.eye(2, 51) * [[1.0], [1e-9]])
+        np.testing.assert_allclose(plane.project(plane.at([0.5, 3.0])[None])[0], [[0.5, 3.0]], rtol=1e-6)
 
     def test_a_small_distance_is_not_lost_to_rounding(self):
         objective = objective_of(network().double())
@@ -268,7 +283,7 @@ class TestBetween:
             directions_between(objective_of(), nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
 
     def test_the_same_network_is_refused(self):
-        with pytest.raises(ValueError, match="zero everywhere"):
+        with pytest.raises(ValueError, match="same parameters as the one at the origin"):
             directions_between(objective_of(), network())
 
 
@@ -280,6 +295,8 @@ class TestGiven:
         assert torch.equal(given_directions(objective, rows).directions, rows)
         assert torch.equal(given_directions(objective, named).directions, rows)
         assert given_directions(objective, rows[0].numpy()).directions.shape == (1, 51)
+        assert torch.equal(given_directions(objective, named[1]).directions, rows[1:])
+        assert torch.equal(given_directions(objective, list(rows)).directions, rows)
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -287,6 +304,7 @@ class TestGiven:
             (torch.zeros(2, 7), r"shape \[k, 51\].*got \(2, 7\)"),
             (torch.zeros(1, 51), "zero everywhere"),
             (torch.full((1, 51), torch.nan), "not finite"),
+            ([], "at least one"),
         ],
     )
     def test_what_is_no_direction_is_refused(self, rows, message):

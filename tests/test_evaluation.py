@@ -69,7 +69,9 @@ class TestGrid:
 class TestAgainstClosedForms:
     def test_a_plane_that_is_not_square(self):
         plane = given_directions(analytic(), UNIT)
-        surface = evaluate(analytic(), plane, resolution=(7, 5), extent=[(-1, 2), (-3, 1)], progress=False)
+        resolution = np.array([7, 5])
+        surface = evaluate(analytic(), plane, resolution=resolution, extent=[(-1, 2), (-3, 1)], progress=False)
+        assert evaluate(analytic(), plane, resolution=resolution[1], progress=False).shape == (5, 5)
         x, y = surface.axes.values()
         expected = asymmetric(0.3 + x[:, None], -0.2 + y[None, :])
         np.testing.assert_allclose(surface.values["loss"], expected, rtol=1e-12)
@@ -222,6 +224,16 @@ class TestContinuing:
         with pytest.raises(ValueError, match=f"what differs:.*{message}"):
             evaluate(other, slice, resolution=change.get("resolution", (7, 5)), path=tmp_path / "a.h5", progress=False)
 
+    def test_leaving_out_the_test_data_is_another_question(self, tmp_path):
+        model, data = randomize(nn.Linear(4, 3)), class_data(20, (4,), 3)
+        for test in (data, None):
+            objective = Objective(model, data, test=test)
+            line = random_directions(objective, 1)
+            if test is not None:
+                evaluate(objective, line, resolution=3, path=tmp_path / "a.h5", progress=False)
+        with pytest.raises(ValueError, match="what differs: test_data"):
+            evaluate(objective, line, resolution=3, path=tmp_path / "a.h5", progress=False)
+
     def test_a_line_is_not_taken_for_a_plane(self, tmp_path):
         objective = analytic()
         evaluate(objective, given_directions(objective, UNIT[:1]), resolution=5, path=tmp_path / "a.h5", progress=False)
@@ -276,6 +288,17 @@ class TestTrajectories:
         np.testing.assert_allclose(projected.loss_on_slice, asymmetric(points[:, 0], 0.1), rtol=1e-12)
         np.testing.assert_array_equal(projected.step, [0, 1, 2, 3])
         assert surface.trajectories.keys() == {"run"}
+
+    def test_what_does_not_fit_is_said_before_the_grid_is_evaluated(self, tmp_path):
+        with Recorder(tmp_path / "run.h5", TwoParameters()) as recorder:
+            recorder.step()
+        run = Trajectory.load(tmp_path / "run.h5")
+        for select, name, message in [("a", "run", "other parameters"), ("all", "adam/1", "without '/'")]:
+            objective = analytic(select=select)
+            line = random_directions(objective, 1, normalization="none")
+            with pytest.raises(ValueError, match=message):
+                evaluate(objective, line, trajectories={name: run}, path=tmp_path / "a.h5", progress=False)
+        assert not (tmp_path / "a.h5").exists()
 
     def test_a_long_run_is_thinned_with_its_ends(self, tmp_path, monkeypatch):
         import landscape.evaluation.run as module

@@ -72,6 +72,58 @@ def test_gradient_agrees_with_backward_on_all_data():
     torch.testing.assert_close(objective.gradient(objective.origin), expected, rtol=1e-12, atol=1e-14)
 
 
+class TestHessianProducts:
+    def products(self, data=DATA, model=None, m=3, **options):
+        objective = Objective(model or network(), data, dtype=torch.float64, **options)
+        vectors = torch.randn(m, objective.layout.p, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        return objective, vectors, objective.hessian_products(objective.origin + 0.1, vectors)
+
+    @pytest.mark.parametrize("chunk_size", [7, 50])
+    def test_agree_with_differences_of_the_gradient(self, chunk_size):
+        objective, vectors, products = self.products(chunk_size=chunk_size)
+        theta, h = objective.origin + 0.1, 1e-5
+        for vector, product in zip(vectors, products, strict=True):
+            ahead, behind = (objective.gradient(theta + step * vector) for step in (h, -h))
+            torch.testing.assert_close(product, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8)
+
+    def test_are_means_over_samples_whatever_the_batches_and_sums_where_the_loss_is_one(self):
+        x, y = DATA
+        _, _, whole = self.products(chunk_size=50)
+        _, _, cut = self.products([(x[:20], y[:20]), (x[20:], y[20:])], chunk_size=7)
+        torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-13)
+        _, _, summed = self.products(loss=nn.CrossEntropyLoss(reduction="sum"), reduction="sum", chunk_size=7)
+        torch.testing.assert_close(summed, 50 * whole, rtol=1e-11, atol=1e-12)
+
+    def test_batch_norm_policies_are_those_of_the_gradient(self):
+        results = {}
+        for policy in ("frozen", "recalibrated", "batch"):
+            objective, vectors, products = self.products(model=normed(), batch_norm=policy)
+            ahead, behind = (objective.gradient(objective.origin + 0.1 + s * vectors[0]) for s in (1e-6, -1e-6))
+            torch.testing.assert_close(products[0], (ahead - behind) / 2e-6, rtol=1e-4, atol=1e-6)
+            results[policy] = products
+        assert torch.equal(results["frozen"], results["recalibrated"])
+        assert not torch.allclose(results["frozen"], results["batch"])
+
+    def test_of_a_loss_that_is_linear_in_all_or_some_parameters_are_zero_there(self):
+        linear = Objective(TwoParameters(), one_sample(), loss=lambda o, t: 2 * o[:, 0] + o[:, 1])
+        assert linear.hessian_products(linear.origin, torch.ones(2, 2)).tolist() == [[0, 0], [0, 0]]
+        partly = Objective(TwoParameters(), one_sample(), loss=lambda o, t: o[:, 0] ** 2 + o[:, 1])
+        assert partly.hessian_products(partly.origin, torch.ones(1, 2)).tolist() == [[2, 0]]
+
+    def test_leave_model_and_random_state_alone(self):
+        model = normed().train()
+        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        self.products(model=model, batch_norm="batch")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_vectors_of_another_shape_are_refused(self):
+        objective = Objective(network(), DATA)
+        with pytest.raises(ValueError, match=r"need shape \[m, 51\], got \(51,\)"):
+            objective.hessian_products(objective.origin, objective.origin)
+
+
 def test_the_users_model_and_the_random_state_are_untouched():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
     model[0].bias.requires_grad_(False)
@@ -146,6 +198,26 @@ class TestBatchNormPolicies:
             values.add(round(objective.evaluate(objective.origin)["loss"], 4))
         assert len(values) >= 2
 
+    def test_only_batch_norm_is_recalibrated(self):
+        model = nn.Sequential(nn.Conv1d(1, 6, 2), nn.InstanceNorm1d(6, track_running_stats=True), nn.Flatten())
+        model.append(nn.Linear(18, 3))
+        model[1].running_mean.fill_(0.5)
+        x, y = DATA
+        objective = Objective(model, (x[:, None], y), batch_norm="recalibrated")
+        expected = self.reference(model.eval(), x[:, None], y)
+        assert objective.evaluate(objective.origin)["loss"] == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize("policy", ["batch", "recalibrated"])
+    def test_no_single_sample_is_left_over(self, policy):
+        objective = Objective(normed(), class_data(257, (4,), 3), test=class_data(256, (4,), 3), batch_norm=policy)
+        assert np.isfinite(objective.evaluate(objective.origin)["test_loss"])
+
+    def test_batch_norm_without_running_statistics_keeps_the_batches_given(self):
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
+        objective = Objective(model, DATA, chunk_size=7)
+        expected = self.reference(model, *DATA)
+        assert objective.evaluate(objective.origin)["loss"] == pytest.approx(expected, rel=1e-6)
+
     def test_an_unknown_policy_is_refused(self):
         with pytest.raises(ValueError, match="must be one of frozen, interpolated, recalibrated, batch"):
             Objective(normed(), DATA, batch_norm="free")
@@ -205,6 +277,41 @@ class TestAnyData:
         zero = torch.zeros(objective.layout.p)
         assert objective.evaluate(zero)["loss"] == pytest.approx(np.log(3), rel=1e-6)
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+    def test_class_indices_of_any_integer_type(self, dtype):
+        values = Objective(network(), (DATA[0], DATA[1].to(dtype))).evaluate_model()
+        assert values == Objective(network(), DATA).evaluate_model()
+
+    def test_a_target_that_is_no_class(self):
+        x, y = DATA
+        y = y.clone()
+        y[20:25] = -100
+        with pytest.raises(ValueError, match=r"a target is -100, .* 0 to 2.*pass loss=function"):
+            Objective(network(), (x, y))
+        objective = Objective(network(), (x, y), loss=F.cross_entropy)
+        expected = F.cross_entropy(network()(x), y).item()
+        assert objective.evaluate(objective.origin) == {"loss": pytest.approx(expected, rel=1e-6)}
+        assert "no accuracy" in objective.notes[0]
+
+    def test_one_logit_has_no_accuracy_of_classes(self):
+        def loss(output, target):
+            return F.binary_cross_entropy_with_logits(output[:, 0], target.double())
+
+        assert Objective(nn.Linear(4, 1).double(), (DATA[0].double(), DATA[1] % 2), loss=loss).metric_names == ["loss"]
+
+    def test_complex_buffers_stay_complex_in_another_precision(self):
+        class Rotated(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = network()
+                self.register_buffer("phase", torch.tensor(0.6 + 0.8j))
+
+            def forward(self, x):
+                return (self.net(x) * self.phase).imag
+
+        values = [Objective(Rotated(), DATA, dtype=dtype).evaluate_model()["loss"] for dtype in (None, torch.float64)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
     def test_a_shuffling_loader_is_refused(self):
         with pytest.raises(ValueError, match="shuffle"):
             Objective(network(), DataLoader(TensorDataset(*DATA), batch_size=10, shuffle=True))
@@ -259,6 +366,32 @@ class TestAnyLoss:
         with pytest.raises(ValueError, match="randomness"):
             Objective(Noisy(), DATA)
 
+    def test_a_metric_that_depends_on_the_batch_keeps_the_batches_given(self):
+        objective = Objective(network(), DATA, metrics={"top": lambda o, t: o.max().item()}, chunk_size=7)
+        assert objective.evaluate(objective.origin)["top"] == pytest.approx(network()(DATA[0]).max().item())
+        assert "the top of a batch is not a mean" in objective.notes[0]
+
+    def test_a_plain_call_uses_the_same_batches_where_the_loss_depends_on_them(self):
+        objective = Objective(network(), class_data(600, (4,), 3), loss=lambda o, t: o.std())
+        values = objective.evaluate(objective.origin)
+        assert values["loss"] == pytest.approx(objective.evaluate_model()["loss"], rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (None, "loss is NoneType; expected a number or one value per sample"),
+            ((torch.tensor(1.0), torch.tensor(2.0)), r"loss is \(tensor"),
+            (torch.zeros(3), r"loss has shape \(3,\) for 50 samples"),
+        ],
+    )
+    def test_what_is_no_loss_is_said(self, value, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            Objective(network(), DATA, loss=lambda output, target: value)
+
+    def test_a_name_used_twice_is_refused(self):
+        with pytest.raises(ValueError, match="test_loss would be used twice"):
+            Objective(network(), DATA, test=DATA, metrics={"test_loss": F.cross_entropy})
+
     def test_nan_and_infinity_are_results(self):
         objective = Objective(TwoParameters(), one_sample(), loss=lambda o, t: o[:, 0].log())
         assert np.isnan(objective.evaluate(torch.tensor([-1.0, 0.0], dtype=torch.float64))["loss"])
@@ -302,3 +435,31 @@ def test_functions_are_told_apart_by_code_and_arguments_alike_in_every_process()
     assert described(1) == described(2)
     assert describe_callable(lambda o, t: o + 1) != describe_callable(lambda o, t: o + 2)
     assert describe_callable(partial(max, 1)) != describe_callable(partial(max, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"forward": lambda model, batch: model(batch[0]) * 1.5}, "forward"),
+        ({"loss": nn.CrossEntropyLoss(label_smoothing=0.1)}, "loss and metrics"),
+        ({"chunk_size": 25, "batch_norm": "batch"}, "batches"),
+        ({"running_mean": 1.0}, "fixed parameters and buffers"),
+        ({"bias": 1.0}, "fixed parameters and buffers"),
+    ],
+)
+def test_the_fingerprint_knows_what_the_values_depend_on(change, part):
+    def fingerprint(running_mean=0.0, bias=0.0, **options):
+        model = normed()
+        model[1].running_mean.fill_(running_mean)
+        model[3].bias.data.fill_(bias)
+        options = {"loss": nn.CrossEntropyLoss(), "select": "0.*", **options}
+        return Objective(model, DATA, **options).fingerprint()
+
+    plain = fingerprint(**({"chunk_size": 10, "batch_norm": "batch"} if part == "batches" else {}))
+    other = fingerprint(**change)
+    assert [name for name in plain if plain[name] != other[name]] == [part]
+    assert fingerprint(chunk_size=10) == fingerprint(chunk_size=25)
+
+
+def test_a_description_holds_no_address():
+    assert " at 0x" not in describe_callable(partial(F.cross_entropy, weight=lambda x: x, ignore_index=object()))

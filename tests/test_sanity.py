@@ -26,6 +26,10 @@ def test_the_center_is_compared_with_the_network_and_with_what_was_saved():
     assert not found(good, "center").warning
     assert not found(good, "checkpoint").warning
     assert found(bowl(at_origin={"loss": 0.6}), "center").warning
+    assert found(bowl(at_origin={"loss": np.inf}), "center").warning
+    meant = found(bowl(at_origin={"loss": 0.6}, settings={"batch-norm policy": "recalibrated"}), "center")
+    assert not meant.warning
+    assert "instead of recalibrated ones" in meant.text
     row = found(bowl(at_origin={"loss": 0.5}, checkpoint={"loss": 0.7}), "checkpoint")
     assert row.warning
     assert "other data" in row.text

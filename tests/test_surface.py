@@ -106,6 +106,18 @@ class TestStore:
         SurfaceStore(self.empty(), QUESTION, tmp_path / "a.h5").finish()
         with pytest.raises(ValueError, match="what differs: data"):
             SurfaceStore(self.empty(), {**QUESTION, "data": "other"}, tmp_path / "a.h5")
+        with pytest.raises(ValueError, match="what differs: data"):  # a part that is no longer asked for
+            SurfaceStore(self.empty(), {"origin": "a"}, tmp_path / "a.h5")
+
+    def test_an_older_progress_file_that_a_kill_left_is_not_believed(self, tmp_path):
+        path = tmp_path / "a.h5"
+        store = SurfaceStore(self.empty(), QUESTION, path, interval=0)
+        store.record((0, 0), {"loss": 1.0})
+        left = progress_path(path).read_bytes()
+        store.record((0, 1), {"loss": 2.0})
+        store.finish()
+        progress_path(path).write_bytes(left)
+        assert Surface.load(path).done.sum() == 2
 
     def test_a_progress_file_of_another_surface_is_not_believed(self, tmp_path):
         other = SurfaceStore(self.empty(), {"origin": "z"}, tmp_path / "other.h5", interval=0)

@@ -520,7 +520,7 @@ def test_the_history_can_be_read_while_a_run_goes_on_and_afterwards(tmp_path):
     with pytest.raises(FileNotFoundError, match="no training run in"):
         read_history(tmp_path)
     with pytest.raises(StopError):
-        quick(network(), forward=Calls(20, stop), folder=tmp_path)
+        quick(network(), forward=Calls(25, stop), folder=tmp_path)
     part = read_history(tmp_path)
     run = quick(network(), forward=Calls(), folder=tmp_path)
     whole = read_history(str(tmp_path))

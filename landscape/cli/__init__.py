@@ -6,6 +6,7 @@ remedy. 130: interrupted, state saved. A traceback only with `--debug`.
 
 import argparse
 import logging
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ _MISTAKES = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, Impo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `landscape ARGUMENTS` and return its exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # argparse takes the range -1:1 for an option, unless it begins with a space
+    options = parser.parse_args([f" {word}" if re.fullmatch(r"-[\d.][^:]*:.+", word) else word for word in words])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import h5py
 
+from landscape.cli.networks import distinct_names
 from landscape.surface import Surface
 
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
@@ -31,15 +32,16 @@ def _plot(options: argparse.Namespace) -> None:
     scale = "log" if options.log else "linear"
     jobs: list[tuple[Path, dict]] = []
     if options.together:
-        lines = {path.stem: Surface.load(path) for path in options.files}
-        folder = options.out or options.files[0].with_suffix("")
-        jobs.append((folder, {"lines": figures.plot_line(lines, scale=scale)}))
+        lines = {name: Surface.load(path) for name, path in distinct_names(options.files).items()}
+        folder = options.out or _figure_folder(options.files[0])
+        metrics = [options.metric] if options.metric else None
+        jobs.append((folder, {"lines": figures.plot_line(lines, metrics, scale=scale)}))
     else:
-        for path in options.files:
-            folder = options.out or path.with_suffix("")
+        for stem, path in distinct_names(options.files).items():
+            folder = options.out or _figure_folder(path)
             drawn = _figures(path, options.metric, scale, options.ceiling)
             if options.out and len(options.files) > 1:
-                drawn = {f"{path.stem}_{name}": figure for name, figure in drawn.items()}
+                drawn = {f"{stem}_{name}": figure for name, figure in drawn.items()}
             jobs.append((folder, drawn))
     for folder, drawn in jobs:
         for file in figures.save_figures(drawn, folder, options.formats):
@@ -47,6 +49,13 @@ def _plot(options: argparse.Namespace) -> None:
     missing = figures.browser_missing()
     if missing and not options.formats:
         print(missing)
+
+
+def _figure_folder(path: Path) -> Path:
+    """Choose a folder for figures: a run folder itself, else one beside the file."""
+    if path.is_dir():
+        return path
+    return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}_figures")
 
 
 def _figures(path: Path, metric: str | None, scale: str, ceiling: float | None) -> dict:
@@ -186,6 +195,8 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     suffix = options.target.suffix.lower()
+    if options.target.resolve() == options.file.resolve():
+        raise ValueError(f"{options.target} is the surface itself: choose another name")
     if suffix in MESHES:
         from landscape.mesh import export_mesh
 

@@ -131,6 +131,9 @@ def _surface_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reduction", choices=["mean", "sum"], default="mean", help="what --loss does over samples")
     group.add_argument("--chunk-size", type=int, help="samples per forward pass; default: tuned")
     group.add_argument("--threads", type=int, help="processor threads; default: torch's choice")
+    group.add_argument(
+        "--engine", choices=["auto", "reference"], default="auto", help="the fastest plan, or the plain one"
+    )
     group.add_argument("--explain", action="store_true", help="say how the points would be evaluated, and stop")
 
 
@@ -138,7 +141,7 @@ def _surface(options: argparse.Namespace) -> None:
     import torch
 
     from landscape import checkpoint, sanity
-    from landscape.evaluation import evaluate, reference_plan
+    from landscape.evaluation import evaluate, make_plan
     from landscape.objective import Objective
     from landscape.trajectory import Trajectory
 
@@ -160,13 +163,13 @@ def _surface(options: argparse.Namespace) -> None:
         batch_norm=options.batch_norm,
         chunk_size=options.chunk_size,
     )
-    runs = {_run_name(path): Trajectory.load(path) for path in options.trajectory}
+    runs = {name: Trajectory.load(path) for name, path in _run_names(options.trajectory).items()}
     slice = _slice(options, objective, list(runs.values()))
     if options.explain:
-        print(reference_plan(objective, slice).describe())
+        print(make_plan(objective, slice, engine=options.engine).describe())
         return
     known: dict[str, Any] = {"path": str(options.checkpoint)}
-    if "history" in stored.info:
+    if isinstance(stored.info.get("history"), Mapping):
         known["loss"] = stored.info["history"]["loss"][-1]
     surface = evaluate(
         objective,
@@ -176,6 +179,7 @@ def _surface(options: argparse.Namespace) -> None:
         trajectories=runs,
         path=options.out,
         checkpoint=known,
+        engine=options.engine,
     )
     print_findings(sanity.findings(surface))
     print(f"surface in {options.out}; draw it with: landscape plot {options.out}")
@@ -219,11 +223,13 @@ def _data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = No
     from landscape import data as sets
 
     name, limit = options.data, options.limit
-    if name is None and trained_on:
+    if name is None and isinstance(trained_on, Mapping):
         name = trained_on["training"]["name"].partition("/")[0]
         limit = limit or trained_on["training"]["n_samples"]
     if name is None or (options.data is None and name not in sets.names()):
         raise ValueError(f"--data is missing: {', '.join(sets.names())}, or package.module:function")
+    if ":" in name and limit is not None:
+        raise ValueError(f"--limit is for named data sets: let {name} return fewer samples")
     training = import_function(name)() if ":" in name else sets.load(name, limit=limit)
     if options.test == "none":
         return training, None
@@ -311,10 +317,22 @@ def _ranges(texts: Sequence[str] | None) -> list[tuple[float, float]] | tuple[fl
     return ranges[0] if len(ranges) == 1 else ranges
 
 
-def _run_name(path: str) -> str:
-    """Name a trajectory by its file, or by its folder where the file has the usual name."""
-    file = Path(path)
-    return file.resolve().parent.name if file.stem == "trajectory" else file.stem
+def _run_names(paths: Sequence[str]) -> dict[str, Path]:
+    """Name trajectories by their files, or by their folders where the files have the usual name."""
+    files = {(file.resolve().parent if file.stem == "trajectory" else file): file for file in map(Path, paths)}
+    if len(files) < len(paths):
+        raise ValueError(f"a trajectory is given twice among {', '.join(paths)}")
+    return {name: files[named] for name, named in distinct_names(list(files)).items()} if files else {}
+
+
+def distinct_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Name files by their stems (folders whole), with as many folders before as tell them apart, else numbered."""
+    stems = [file.resolve() if file.is_dir() else file.resolve().with_suffix("") for file in files]
+    for depth in range(1, max(len(stem.parts) for stem in stems) + 1):
+        named = {"_".join(stem.parts[-depth:]): file for stem, file in zip(stems, files, strict=True)}
+        if len(named) == len(files):
+            return named
+    return {f"{stem.name}_{i + 1}": file for i, (stem, file) in enumerate(zip(stems, files, strict=True))}
 
 
 def print_findings(rows: Sequence[Any]) -> None:

@@ -1,10 +1,12 @@
 """Evaluate a surface, point by point from coarse to fine, into a store that survives a kill."""
 
 import hashlib
+import logging
+import operator
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,11 +15,21 @@ from tqdm.auto import tqdm
 
 import landscape
 from landscape.evaluation.grid import coarse_to_fine, grid_axis
-from landscape.evaluation.reference import Plan, reference_plan
+from landscape.evaluation.plan import RTOL, Plan, make_plan, relative_difference
+from landscape.evaluation.reference import reference_values
 from landscape.objective import Objective
 from landscape.slice import Slice
-from landscape.surface import AXIS_NAMES, ProjectedTrajectory, Surface, SurfaceStore, empty_surface, hash_array
+from landscape.surface import (
+    AXIS_NAMES,
+    ProjectedTrajectory,
+    Surface,
+    SurfaceStore,
+    empty_surface,
+    hash_array,
+)
 from landscape.trajectory import Trajectory
+
+log = logging.getLogger(__name__)
 
 RESOLUTION = {1: 101, 2: 51, 3: 21}
 _MAX_PROJECTED = 200  # checkpoints of a trajectory whose losses are evaluated
@@ -35,8 +47,12 @@ def evaluate(
     progress: bool = True,
     interval: float = 2.0,
     checkpoint: Mapping[str, object] | None = None,
+    engine: str = "auto",
 ) -> Surface:
     """Evaluate loss and metrics on a grid of a slice.
+
+    The fastest plan that agrees with the reference on the real data is used (see `make_plan`); one point per row is
+    evaluated again by the reference while the grid fills, and if it ever differs the reference does it all.
 
     A path that already holds a part of the same surface is continued; another surface there is refused.
 
@@ -52,6 +68,7 @@ def evaluate(
         progress: Show a progress bar with the time left.
         interval: Seconds between two writes of the values.
         checkpoint: What is known of the network (path, its loss, ...), kept with the surface.
+        engine: `"auto"`, or `"reference"` for the plan that serves every module.
 
     Returns:
         The surface, with its provenance and the numbers of the sanity report.
@@ -67,34 +84,34 @@ def evaluate(
             f"batch_norm='interpolated' needs the statistics of several networks, a slice of kind "
             f"{slice.info['kind']!r} has none: use directions_between, or another policy"
         )
+    for name, trajectory in (trajectories or {}).items():  # now, not after hours
+        if not name.strip(".") or "/" in name:  # HDF5 would take it for a path
+            raise ValueError(f"trajectory name {name!r} cannot be stored: use a text without '/'")
+        _check_layout(objective, trajectory)
     surface = empty_surface(_axes(slice, resolution, extent, axes), objective.metric_names)
     surface.origin = slice.origin.cpu().numpy()
     surface.directions = slice.directions.cpu().numpy()
-    continued = _plan_of(path)
-    plan = reference_plan(objective, slice, continued.get("chunk_size"))
-    fresh = surface.provenance = _provenance(objective, slice, plan, checkpoint)
-    store = SurfaceStore(surface, _fingerprint(objective, slice, surface), path, interval)
-    _check_same_values(surface, fresh)
+    fresh = surface.provenance = _provenance(objective, slice, checkpoint)
+    fingerprint = _fingerprint(objective, slice, surface)
+    ranges = np.array([(axis[0], axis[-1]) for axis in surface.axes.values()])
+    if path is None or not os.path.exists(path):
+        plan = make_plan(objective, slice, engine=engine, ranges=ranges)
+        fresh["plan"] = plan.stored()
+        store = SurfaceStore(surface, fingerprint, path, interval)
+    else:
+        store = SurfaceStore(surface, fingerprint, path, interval)
+        _check_same_values(surface, fresh)
+        # what goes on must not change the plan, or the last digits would depend on when it was interrupted
+        plan = make_plan(objective, slice, engine=engine, ranges=ranges, stored=surface.provenance["plan"])
+    log.info("%s", plan.describe())
 
     start = time.perf_counter()
     before = surface.provenance["seconds"]
-    coordinates = list(surface.axes.values())
-    todo = [index for index in coarse_to_fine(surface.shape) if not surface.done[tuple(index)]]
     try:
-        with tqdm(
-            total=surface.done.size,
-            initial=store.n_continued,
-            desc=f"surface {' x '.join(map(str, surface.shape))}",
-            unit="point",
-            disable=not progress,
-        ) as bar:
-            for first in range(0, len(todo), plan.group):
-                group = todo[first : first + plan.group]
-                points = np.array([[axis[i] for axis, i in zip(coordinates, index, strict=True)] for index in group])
-                values = plan.values(points)
-                for j, index in enumerate(group):
-                    store.record(tuple(index), {name: array[j] for name, array in values.items()})
-                bar.update(len(group))
+        if not _fill(store, plan, objective, slice, progress):
+            plan = make_plan(objective, slice, engine="reference")
+            surface.provenance["plan"] = plan.stored()
+            _fill(store, plan, objective, slice, progress)
         for name, trajectory in (trajectories or {}).items():
             if name not in surface.trajectories:
                 surface.trajectories[name] = project_trajectory(objective, slice, trajectory, plan, progress)
@@ -102,6 +119,51 @@ def evaluate(
         surface.provenance["seconds"] = before + time.perf_counter() - start
         store.finish()
     return surface
+
+
+def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, progress: bool) -> bool:
+    """Evaluate what is not done, coarse to fine; False if a point turned out to differ from the reference.
+
+    Points are handed over in groups that are always cut alike, so that a surface continued has the digits of one that
+    was never interrupted.
+    """
+    surface = store.surface
+    order = coarse_to_fine(surface.shape)
+    coordinates = np.stack([axis[order[:, i]] for i, axis in enumerate(surface.axes.values())], axis=1)
+    reference = reference_values(objective, slice, objective.chunk_size) if plan.name != "reference" else None
+    row, next_check = surface.shape[-1], surface.shape[-1]
+    filled: list[tuple[int, ...]] = []
+    with tqdm(
+        total=surface.done.size,
+        initial=int(surface.done.sum()),
+        desc=f"surface {' x '.join(map(str, surface.shape))}",
+        unit="point",
+        disable=not progress,
+    ) as bar:
+        for first in range(0, len(order), plan.group):
+            group = [tuple(index) for index in order[first : first + plan.group]]
+            if all(surface.done[index] for index in group):
+                continue
+            values = plan.values(coordinates[first : first + plan.group])
+            before = len(filled)
+            for j, index in enumerate(group):
+                if not surface.done[index]:
+                    store.record(index, {name: array[j] for name, array in values.items()})
+                    filled.append(index)
+            bar.update(len(filled) - before)
+            if reference is not None and len(filled) >= next_check:
+                next_check += row
+                last = {name: array[-1:] for name, array in values.items()}
+                point = coordinates[first : first + plan.group][-1:]
+                difference = relative_difference(last, reference(point))
+                if not difference <= RTOL:
+                    log.warning(
+                        "at %s the plan differs from the reference by %.1e: doing it all anew", point, difference
+                    )
+                    for index in filled:
+                        surface.done[index] = False
+                    return False
+    return True
 
 
 def project_trajectory(
@@ -116,8 +178,7 @@ def project_trajectory(
         plan: How points of the slice are evaluated.
         progress: Show a progress bar.
     """
-    if trajectory.layout != objective.layout:
-        raise ValueError(f"trajectory {trajectory.path} has other parameters than the model")
+    _check_layout(objective, trajectory)
     chosen = np.unique(np.linspace(0, len(trajectory) - 1, min(len(trajectory), _MAX_PROJECTED)).round().astype(int))
     coordinates, distance = (array[chosen] for array in slice.project(trajectory))
     losses, on_slice = [], []
@@ -125,6 +186,14 @@ def project_trajectory(
         losses.append(objective.evaluate(trajectory.theta(int(t)), trajectory.buffers(int(t)))["loss"])
         on_slice.append(plan.values(c[None])["loss"][0])
     return ProjectedTrajectory(trajectory.step[chosen], coordinates, distance, np.array(losses), np.array(on_slice))
+
+
+def _check_layout(objective: Objective, trajectory: Trajectory) -> None:
+    if trajectory.layout != objective.layout:
+        raise ValueError(
+            f"trajectory {trajectory.path} has other parameters than the model ({trajectory.p} and "
+            f"{objective.layout.p} entries): same network, and the same `select` as when it was recorded?"
+        )
 
 
 def _axes(
@@ -142,7 +211,7 @@ def _axes(
         return {name: np.asarray(axis, dtype=np.float64) for name, axis in zip(names, axes, strict=True)}
     if resolution is None:
         resolution = RESOLUTION.get(slice.k, 7)
-    counts = [resolution] * slice.k if isinstance(resolution, int) else list(resolution)
+    counts = [operator.index(n) for n in (resolution if isinstance(resolution, Iterable) else [resolution] * slice.k)]
     ranges = list(slice.extent) if extent is None else list(extent)
     if len(ranges) == 2 and np.ndim(ranges[0]) == 0:
         ranges = [tuple(ranges)] * slice.k
@@ -151,13 +220,6 @@ def _axes(
             f"the slice has {slice.k} direction(s), got {len(counts)} resolution(s) and {len(ranges)} range(s)"
         )
     return {name: grid_axis(low, high, n) for name, (low, high), n in zip(names, ranges, counts, strict=True)}
-
-
-def _plan_of(path: str | os.PathLike | None) -> dict:
-    """Return the plan that the unfinished surface at a path was begun with; what goes on must not change it."""
-    if path is None or not os.path.exists(path):
-        return {}
-    return Surface.load(path).provenance.get("plan", {})
 
 
 def _fingerprint(objective: Objective, slice: Slice, surface: Surface) -> dict[str, str]:
@@ -170,7 +232,7 @@ def _fingerprint(objective: Objective, slice: Slice, surface: Surface) -> dict[s
     }
 
 
-def _provenance(objective: Objective, slice: Slice, plan: Plan, checkpoint: Mapping[str, object] | None) -> dict:
+def _provenance(objective: Objective, slice: Slice, checkpoint: Mapping[str, object] | None) -> dict:
     gram = slice.gram()
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -192,7 +254,6 @@ def _provenance(objective: Objective, slice: Slice, plan: Plan, checkpoint: Mapp
         "at_origin": objective.evaluate_model(),
         "gradient_norm": objective.gradient_norm(),
         "checkpoint": dict(checkpoint or {}),
-        "plan": {"name": plan.name, "notes": list(plan.notes), "chunk_size": plan.chunk_size},
         "seconds": 0.0,
     }
 
