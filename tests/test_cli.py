@@ -170,6 +170,14 @@ def test_an_export_does_not_replace_the_surface(folder, capsys):
     assert (folder / "a.h5").read_bytes() == b"stays"
 
 
+def test_directions_of_largest_curvature(trained, folder):
+    command = ["surface", "--checkpoint", trained / "checkpoint.safetensors", "--directions", "hessian"]
+    assert run(*command, "--resolution", "3x3", "--test", "none", "--out", "hessian.h5") == 0
+    facts = Surface.load("hessian.h5").provenance["slice"]
+    assert facts["kind"] == "hessian"
+    assert facts["eigenvalues"][0] >= facts["eigenvalues"][1] > 0
+
+
 def test_explain_says_the_plan_and_writes_nothing(trained, folder, capsys):
     command = ["surface", "--checkpoint", trained / "checkpoint.safetensors", "--out", "plan.h5", "--explain"]
     assert run(*command) == 0
@@ -211,7 +219,7 @@ def test_mistakes_are_one_line_with_the_remedy_and_exit_code_2(folder, capsys, w
     [
         ("--directions pca", "need --trajectory FILE"),
         ("--directions between", "need --to CHECKPOINT"),
-        ("--directions somewhere", "expected random, pca, between"),
+        ("--directions somewhere", "expected random, pca, hessian, between"),
         ("--resolution 5y4", "such as 51x41"),
         ("--resolution 5x4x3", "2 direction(s), got 3 resolution(s)"),
         ("--range 1", "LOW:HIGH"),

@@ -107,7 +107,8 @@ def _surface_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--directions",
         default="random",
-        help="random, pca (needs --trajectory), between (needs --to), or a direction file of Li et al.'s code",
+        help="random, pca (needs --trajectory), hessian (largest eigenvalues), between (needs --to), or a direction "
+        "file of Li et al.'s code",
     )
     group.add_argument("--dimensions", type=int, choices=[1, 2, 3], default=2, help="a line, a plane or a volume")
     group.add_argument(
@@ -202,6 +203,10 @@ def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> 
         if not runs:
             raise ValueError("PCA directions need --trajectory FILE, as `landscape train` or a Recorder writes it")
         return directions.pca_directions(objective, runs, options.dimensions)
+    if options.directions == "hessian":
+        from landscape.curvature import eigenvector_directions
+
+        return eigenvector_directions(objective, options.dimensions)
     if options.directions == "between":
         if not options.to:
             raise ValueError("directions between networks need --to CHECKPOINT")
@@ -215,7 +220,7 @@ def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> 
         )
         known = {name.rstrip("_"): values.tolist() for name, values in info.items()}
         return directions.given_directions(objective, rows, info={"file": options.directions, **known})
-    raise ValueError(f"--directions {options.directions}: expected random, pca, between, or an existing file")
+    raise ValueError(f"--directions {options.directions}: expected random, pca, hessian, between, or an existing file")
 
 
 def _data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = None) -> tuple[Any, Any]:

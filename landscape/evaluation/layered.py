@@ -33,6 +33,7 @@ from landscape.evaluation.layers import (
     mark_first,
     mark_layers,
     rewrite_pools,
+    window_views,
 )
 from landscape.objective import Objective
 from landscape.slice import Slice
@@ -83,10 +84,12 @@ class Layered:
         n, n_swapped = rewrite_pools(self.traced)
         if n:
             self.notes.append(f"{n} max-pooling(s) as maxima of views, {n_swapped} of them before the activation")
-        first = mark_first(layers, self.slice.k)
+        first = mark_first(self.traced, layers, self.slice.k)
         if first is not None:
             self.notes.append(f"{first.name}, the first layer, affine in the coordinates")
         if can_fuse(self.objective.device, self.objective.dtype):
+            for layer in (node.target for node in layers if isinstance(node.target, Layer)):
+                layer.onednn = True
             n_relu, n_sum = fuse(self.traced)
             if n_relu or n_sum:
                 self.notes.append(f"{n_relu} convolution(s) fused with ReLU, {n_sum} with addition and ReLU")
@@ -141,7 +144,8 @@ class Layered:
             self.notes.append("images laid out channels_last")
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
+        images = self.channels_last and x.ndim == 4
+        return x.contiguous(memory_format=torch.channels_last if images else torch.contiguous_format)
 
     def _forward(self, x: Tensor, point: Point) -> Any:
         """Run the rewritten graph on a chunk of samples."""
@@ -196,17 +200,21 @@ class Layered:
             tensors[f"{layer.name}.weight"] = weight
         return tensors
 
-    def _responses(self, x: Tensor) -> list[Tensor]:
-        """Return the first layer's responses to a chunk: under the origin, and under each direction."""
-        if self._first is None:
+    def _responses(self, x: Tensor) -> list[list[Tensor]]:
+        """Return the first layer's responses to a chunk, see `Point.responses`."""
+        layer = self._first
+        if layer is None:
             return []
-        names = [f"{self._first.name}.{part}" for part in ("weight", "bias")]
+        names = [f"{layer.name}.{part}" for part in ("weight", "bias")]
         at_origin = {**self._fixed, **self.objective.layout.unflatten(self.slice.origin)}
-        responses = [self._first.apply(x, at_origin[names[0]], at_origin.get(names[1]))]
+        responses = [layer.apply(x, at_origin[names[0]], at_origin.get(names[1]))]
         for direction in self.slice.directions:
             step = self.objective.layout.unflatten(direction)
             weight = step.get(names[0])
             if weight is None:
                 weight = torch.zeros_like(at_origin[names[0]])
-            responses.append(self._first.apply(x, weight, step.get(names[1])))
-        return responses
+            responses.append(layer.apply(x, weight, step.get(names[1])))
+        if layer.pool == 1:
+            return [responses]
+        places = zip(*(window_views(response, layer.pool) for response in responses), strict=True)
+        return [[self._laid_out(view) for view in place] for place in places]

@@ -20,12 +20,13 @@ class Point:
     Attributes:
         coordinates: `[k]`.
         tensors: Parameters and buffers by name, batch norms folded in.
-        responses: Of the first layer to the chunk of samples: under the origin and under each direction.
+        responses: Of the first layer to the chunk of samples: under the origin and under each direction; one such list
+            for each of the places in a pooling window.
     """
 
     coordinates: list[float]
     tensors: dict[str, Tensor]
-    responses: list[Tensor] = field(default_factory=list)
+    responses: list[list[Tensor]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -36,26 +37,37 @@ class Layer:
         name: Of the module.
         module: The module.
         norm: Name of the batch norm folded into it.
+        onednn: Whether oneDNN's own operator is called, which is faster than torch's and may do more in one call.
         relu: Whether a ReLU follows in the same call.
         first: Whether its responses to the data are shared between points.
+        pool: Window of the max-pooling that follows a first layer in the same call; 1 for none.
     """
 
     name: str
     module: nn.Conv2d | nn.Linear
     norm: str | None = None
+    onednn: bool = False
     relu: bool = False
     first: bool = False
+    pool: int = 1
 
     def __call__(self, point: Point, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply the layer at a point; `other` is added before the ReLU."""
         if self.first:
-            at_origin, first, *others = point.responses
+            return self._from_responses(point)
+        weight, bias = point.tensors[f"{self.name}.weight"], point.tensors.get(f"{self.name}.bias")
+        return self.apply(x, weight, bias, other)
+
+    def _from_responses(self, point: Point) -> Tensor:
+        """Add up the responses; where a pooling follows, the places of its window one after another."""
+        largest = None
+        for at_origin, first, *others in point.responses:
             result = torch.add(at_origin, first, alpha=point.coordinates[0])
             for coordinate, step in zip(point.coordinates[1:], others, strict=True):
                 result.add_(step, alpha=coordinate)
-            return result
-        weight, bias = point.tensors[f"{self.name}.weight"], point.tensors.get(f"{self.name}.bias")
-        return self.apply(x, weight, bias, other)
+            largest = result if largest is None else torch.maximum(largest, result, out=largest)
+        assert largest is not None
+        return largest
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None = None) -> Tensor:
         """Apply the layer with given weights."""
@@ -63,12 +75,13 @@ class Layer:
             return F.linear(x, weight, bias)
         module = self.module
         place = (_pair(module.stride), _pair(module.padding), _pair(module.dilation), module.groups)
-        if not self.relu:
+        if not self.onednn:
             return F.conv2d(x, weight, bias, *place)
         stride, padding, dilation, groups = place
         operator = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            return operator(x, weight, bias, padding, stride, dilation, groups, "relu", [], "")
+            after = "relu" if self.relu else "none"
+            return operator(x, weight, bias, padding, stride, dilation, groups, after, [], "")
         return operator.binary(x, other, weight, bias, padding, stride, dilation, groups, "add", None, "relu", [], "")
 
 
@@ -80,12 +93,17 @@ class MaxPool:
 
     def __call__(self, point: Point, x: Tensor) -> Tensor:
         """Pool `[n, c, h, w]`; rows and columns left over at the end are dropped, as in `nn.MaxPool2d`."""
-        h, w = (n // self.size * self.size for n in x.shape[-2:])
-        views = [x[..., i : h : self.size, j : w : self.size] for i in range(self.size) for j in range(self.size)]
-        result = torch.maximum(views[0], views[1])
-        for view in views[2:]:
+        first, second, *others = window_views(x, self.size)
+        result = torch.maximum(first, second)
+        for view in others:
             result = torch.maximum(result, view)
         return result
+
+
+def window_views(x: Tensor, size: int) -> list[Tensor]:
+    """Return what lies at each place of square windows that do not overlap: `size^2` views `[n, c, h/size, w/size]`."""
+    h, w = (n // size * size for n in x.shape[-2:])
+    return [x[..., i:h:size, j:w:size] for i in range(size) for j in range(size)]
 
 
 def drop_identities(traced: fx.GraphModule) -> None:
@@ -176,8 +194,11 @@ def fuse(traced: fx.GraphModule) -> tuple[int, int]:
     return n_relu, n_sum
 
 
-def mark_first(layers: list[fx.Node], k: int) -> Layer | None:
-    """Find the layer that sees the data and shares its responses between the points of a slice with `k` directions."""
+def mark_first(traced: fx.GraphModule, layers: list[fx.Node], k: int) -> Layer | None:
+    """Find the layer that sees the data and shares its responses between the points of a slice with `k` directions.
+
+    A max-pooling right after it is done with it: its window is cut apart once, and the parts are contiguous.
+    """
     for node in layers:
         layer = node.target
         assert isinstance(layer, Layer)
@@ -189,6 +210,10 @@ def mark_first(layers: list[fx.Node], k: int) -> Layer | None:
         else:
             layer.first = layer.module.in_channels <= FEW_CHANNELS
         if layer.first:
+            after = next(iter(node.users))
+            if len(node.users) == 1 and isinstance(after.target, MaxPool):
+                layer.pool = after.target.size
+                _replace(traced, after, node)
             return layer
     return None
 
@@ -199,7 +224,7 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(*shape, generator=generator) for shape in ((2, 3, 5, 5), (4, 3, 3, 3)))
-    layer = Layer("", nn.Conv2d(3, 4, 3, padding=1), relu=True)
+    layer = Layer("", nn.Conv2d(3, 4, 3, padding=1), onednn=True, relu=True)
     try:
         with torch.inference_mode():
             plain = F.conv2d(x, w, None, padding=1)

@@ -1,37 +1,29 @@
 """Evaluate a surface, point by point from coarse to fine, into a store that survives a kill."""
 
-import hashlib
 import logging
-import operator
 import os
-import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-import landscape
-from landscape.evaluation.grid import coarse_to_fine, grid_axis
+from landscape.evaluation.grid import coarse_to_fine
 from landscape.evaluation.plan import RTOL, Plan, make_plan, relative_difference
+from landscape.evaluation.question import axes_of, check_same_values, fingerprint_of, provenance_of
 from landscape.evaluation.reference import reference_values
 from landscape.objective import Objective
 from landscape.slice import Slice
 from landscape.surface import (
-    AXIS_NAMES,
     ProjectedTrajectory,
     Surface,
     SurfaceStore,
     empty_surface,
-    hash_array,
 )
 from landscape.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
-RESOLUTION = {1: 101, 2: 51, 3: 21}
 _MAX_PROJECTED = 200  # checkpoints of a trajectory whose losses are evaluated
 
 
@@ -88,11 +80,11 @@ def evaluate(
         if not name.strip(".") or "/" in name:  # HDF5 would take it for a path
             raise ValueError(f"trajectory name {name!r} cannot be stored: use a text without '/'")
         _check_layout(objective, trajectory)
-    surface = empty_surface(_axes(slice, resolution, extent, axes), objective.metric_names)
+    surface = empty_surface(axes_of(slice, resolution, extent, axes), objective.metric_names)
     surface.origin = slice.origin.cpu().numpy()
     surface.directions = slice.directions.cpu().numpy()
-    fresh = surface.provenance = _provenance(objective, slice, checkpoint)
-    fingerprint = _fingerprint(objective, slice, surface)
+    fresh = surface.provenance = provenance_of(objective, slice, checkpoint)
+    fingerprint = fingerprint_of(objective, slice, surface)
     ranges = np.array([(axis[0], axis[-1]) for axis in surface.axes.values()])
     if path is None or not os.path.exists(path):
         plan = make_plan(objective, slice, engine=engine, ranges=ranges)
@@ -100,7 +92,7 @@ def evaluate(
         store = SurfaceStore(surface, fingerprint, path, interval)
     else:
         store = SurfaceStore(surface, fingerprint, path, interval)
-        _check_same_values(surface, fresh)
+        check_same_values(surface, fresh)
         # what goes on must not change the plan, or the last digits would depend on when it was interrupted
         plan = make_plan(objective, slice, engine=engine, ranges=ranges, stored=surface.provenance["plan"])
     log.info("%s", plan.describe())
@@ -194,79 +186,3 @@ def _check_layout(objective: Objective, trajectory: Trajectory) -> None:
             f"trajectory {trajectory.path} has other parameters than the model ({trajectory.p} and "
             f"{objective.layout.p} entries): same network, and the same `select` as when it was recorded?"
         )
-
-
-def _axes(
-    slice: Slice,
-    resolution: int | Sequence[int] | None,
-    extent: Sequence | None,
-    axes: Sequence[np.ndarray] | None,
-) -> dict[str, np.ndarray]:
-    names = [AXIS_NAMES[i] if i < len(AXIS_NAMES) else f"axis{i + 1}" for i in range(slice.k)]
-    if axes is not None:
-        if resolution is not None or extent is not None:
-            raise ValueError("give either axes, or resolution and extent")
-        if len(axes) != slice.k:
-            raise ValueError(f"the slice has {slice.k} direction(s), got {len(axes)} axes")
-        return {name: np.asarray(axis, dtype=np.float64) for name, axis in zip(names, axes, strict=True)}
-    if resolution is None:
-        resolution = RESOLUTION.get(slice.k, 7)
-    counts = [operator.index(n) for n in (resolution if isinstance(resolution, Iterable) else [resolution] * slice.k)]
-    ranges = list(slice.extent) if extent is None else list(extent)
-    if len(ranges) == 2 and np.ndim(ranges[0]) == 0:
-        ranges = [tuple(ranges)] * slice.k
-    if len(counts) != slice.k or len(ranges) != slice.k:
-        raise ValueError(
-            f"the slice has {slice.k} direction(s), got {len(counts)} resolution(s) and {len(ranges)} range(s)"
-        )
-    return {name: grid_axis(low, high, n) for name, (low, high), n in zip(names, ranges, counts, strict=True)}
-
-
-def _fingerprint(objective: Objective, slice: Slice, surface: Surface) -> dict[str, str]:
-    axes = hashlib.sha256("".join(map(hash_array, surface.axes.values())).encode()).hexdigest()
-    return {
-        **objective.fingerprint(),
-        "origin": hash_array(slice.origin.cpu().numpy()),
-        "directions": hash_array(slice.directions.cpu().numpy()),
-        "axes": axes,
-    }
-
-
-def _provenance(objective: Objective, slice: Slice, checkpoint: Mapping[str, object] | None) -> dict:
-    gram = slice.gram()
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "landscape": landscape.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": {"device": str(objective.device), "threads": torch.get_num_threads()},
-        "settings": objective.settings(),
-        "slice": slice.info,
-        "axes": [{"label": label, "unit": slice.info.get("unit")} for label in slice.info["labels"]],
-        "gram": gram.tolist(),
-        "origin_norm": float(slice.origin.double().norm()),
-        "parameters": [
-            [name, list(shape)] for name, shape in zip(objective.layout.names, objective.layout.shapes, strict=True)
-        ],
-        "at_origin": objective.evaluate_model(),
-        "gradient_norm": objective.gradient_norm(),
-        "checkpoint": dict(checkpoint or {}),
-        "seconds": 0.0,
-    }
-
-
-def _check_same_values(surface: Surface, fresh: dict) -> None:
-    """Refuse to continue a surface whose network now has other values at the origin.
-
-    The fingerprint knows functions by name and code; what they depend on besides shows in their values.
-    """
-    for name, value in fresh["at_origin"].items():
-        stored = surface.provenance["at_origin"][name]
-        if not np.isclose(value, stored, rtol=1e-4, atol=1e-9, equal_nan=True):
-            raise ValueError(
-                f"{surface.path} was begun with {name} = {stored:.6g} at the origin, now it is {value:.6g}: "
-                "has the loss or a metric changed? Choose another file name, or delete that file to start anew"
-            )
