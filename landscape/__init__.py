@@ -18,6 +18,7 @@ _HOME = {
     "Recorder": "landscape.recorder",
     "Trajectory": "landscape.trajectory",
     "train": "landscape.training",
+    "train_many": "landscape.ensemble",
     "random_directions": "landscape.directions",
     "pca_directions": "landscape.directions",
     "directions_between": "landscape.directions",

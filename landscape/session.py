@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +39,7 @@ class Order:
     Attributes:
         size: Samples per step, None for batches as they came.
         n_steps: Steps per epoch.
+        whole: The data as one batch, None for batches as they came.
 
     Raises:
         ValueError: `size` is given for data that cannot be cut.
@@ -46,7 +48,8 @@ class Order:
     def __init__(self, batches: Batches, size: int | None, seed: int) -> None:
         self._seed = seed
         self.size: int | None = None
-        self._items: tuple[Batch, ...] | None = None
+        self.whole: Batch | None = None
+        self._items: tuple[Batch, ...] = ()
         if not batches.stackable:
             if size is not None:
                 raise ValueError(
@@ -58,7 +61,7 @@ class Order:
             return
         n = batches.n_samples
         self.size = n if size is None else min(size, n)
-        self._whole = next(batches.chunks(n))
+        self.whole = next(batches.chunks(n))
         self._cuts = [*range(0, n, self.size), n]
         if self.size > 1 and self._cuts[-1] - self._cuts[-2] == 1 and len(self._cuts) > 2:
             del self._cuts[-2]
@@ -68,16 +71,19 @@ class Order:
         """Yield the batches from a step on, without end."""
         while True:
             epoch, first = divmod(step, self.n_steps)
-            if self._items is not None:
+            if self.whole is None:
                 permutation = self._permutation(epoch, len(self._items))
                 yield from (self._items[i] for i in permutation[first:])
             elif self.n_steps == 1:
-                yield self._whole
+                yield self.whole
             else:
-                permutation = self._permutation(epoch, self._cuts[-1])
-                for i in range(first, self.n_steps):
-                    yield take(self._whole, torch.from_numpy(permutation[self._cuts[i] : self._cuts[i + 1]]))
+                yield from (take(self.whole, rows) for rows in self.rows(epoch)[first:])
             step += self.n_steps - first
+
+    def rows(self, epoch: int) -> list[Tensor]:
+        """Return which samples each step of an epoch takes, of data that can be cut: `n_steps` times `[b]`, int64."""
+        permutation = torch.from_numpy(self._permutation(epoch, self._cuts[-1]))
+        return [permutation[start:stop] for start, stop in pairwise(self._cuts)]
 
     def _permutation(self, epoch: int, n: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 0]).permutation(n)
@@ -88,7 +94,7 @@ def take(batch: Any, rows: Tensor) -> Any:
 
     Args:
         batch: A tensor, None, or a tuple or mapping of batches.
-        rows: `[b]` int64 indices.
+        rows: `[b]` int64 indices, or `[n, b]` for the samples of `n` networks.
     """
     if isinstance(batch, Mapping):
         return {key: take(part, rows) for key, part in batch.items()}
@@ -140,15 +146,18 @@ class Session:
         """Whether the loss evaluated last is not finite."""
         return bool(self.history) and not math.isfinite(self.history["loss"][-1])
 
-    def steps(self, total: int, factor: Callable[[float], float]) -> Iterator[dict[str, float]]:
+    def steps(
+        self, total: int, factor: Callable[[float], float], evaluate_every: int = 1
+    ) -> Iterator[dict[str, float]]:
         """Take the steps that are left, until there are `total` of them or the loss is not finite.
 
         Args:
             total: Steps of the whole run.
             factor: Of the learning rate, by the fraction of steps done.
+            evaluate_every: Epochs from one evaluation to the next.
 
         Yields:
-            After each step what is known about it: `batch_loss`, and after an epoch what was evaluated.
+            After each step what is known about it: `batch_loss`, and what was evaluated, if anything.
         """
         spent, started = self.seconds, time.perf_counter()
         batches = self.order.batches(self.step)
@@ -157,7 +166,8 @@ class Session:
         while self.step < total and not self.diverged:
             batch_loss = self.advance(next(batches), factor(self.step / total))
             values = {"batch_loss": batch_loss}
-            if self.step % self.order.n_steps == 0 or not math.isfinite(batch_loss):
+            due = self.step % (self.order.n_steps * evaluate_every) == 0 or self.step == total
+            if due or not math.isfinite(batch_loss):
                 values |= self.evaluate()
             self.seconds = spent + time.perf_counter() - started
             yield values
@@ -173,7 +183,7 @@ class Session:
             # within a step every evaluation sees the same random numbers: a line search needs a function
             _seed_generators(seed, device)
             self.optimizer.zero_grad()
-            loss = self._loss(batch)
+            loss = self.loss(batch)
             loss.backward()
             return loss.detach()
 
@@ -210,15 +220,26 @@ class Session:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
+        """Compute the loss of a batch with the network as it is, to be differentiated."""
         inputs, target = split_batch(batch)
         output = self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
-        value = self.objective.loss(output, target)
-        if value.ndim == 0:
-            return value
-        if value.numel() == 1 or self.objective.reduction == "mean":
-            return value.mean()
-        return value.mean() * batch_size(batch)
+        return reduce_loss(self.objective.loss(output, target), batch, self.objective.reduction)
+
+
+def reduce_loss(value: Tensor, batch: Batch, reduction: str) -> Tensor:
+    """Return the loss of a batch as one number to minimize.
+
+    Args:
+        value: What the loss function returned, a number or one per sample.
+        batch: The batch.
+        reduction: `"mean"` or `"sum"`, see `Objective`.
+    """
+    if value.ndim == 0:
+        return value
+    if value.numel() == 1 or reduction == "mean":
+        return value.mean()
+    return value.mean() * batch_size(batch)
 
 
 @contextmanager

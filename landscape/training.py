@@ -29,7 +29,7 @@ from landscape.shards import shard_folder
 log = logging.getLogger(__name__)
 
 _CHECKPOINT, _STATE, _TRAJECTORY = "checkpoint.safetensors", "state.pt", "trajectory.h5"
-_EVALUATION_CHUNK = 256  # fixed: one tuned by timing would change the last digits of the history from run to run
+EVALUATION_CHUNK = 256  # fixed: one tuned by timing would change the last digits of the history from run to run
 _SHARE_OF_SAVING = 0.1  # of the time, at most, where a state takes long to write
 
 
@@ -128,11 +128,11 @@ def train(
         >>> run.history["loss"][-1]  # doctest: +SKIP
         0.031
     """
-    epochs = _whole_number("epochs", epochs, 1)
-    record_every = _whole_number("record_every", record_every, 1)
-    seed = _whole_number("seed", seed, 0)
+    epochs = whole_number("epochs", epochs, 1)
+    record_every = whole_number("record_every", record_every, 1)
+    seed = whole_number("seed", seed, 0)
     if batch_size is not None:
-        batch_size = _whole_number("batch_size", batch_size, 1)
+        batch_size = whole_number("batch_size", batch_size, 1)
     if record_unit not in ("epoch", "step"):
         raise ValueError(f"record_unit must be 'epoch' or 'step', got {record_unit!r}")
     factor = optimizers.schedule_function(schedule)
@@ -141,7 +141,7 @@ def train(
     )
     objective = Objective(model, data, test=test, loss=loss, metrics=metrics, forward=forward, reduction=reduction)
     if objective.chunk_size is not None:
-        objective.chunk_size = _EVALUATION_CHUNK
+        objective.chunk_size = EVALUATION_CHUNK
     order = Order(objective.splits[""], batch_size, seed)
     network = copy.deepcopy(model).train()
     network.zero_grad(set_to_none=True)
@@ -149,19 +149,11 @@ def train(
     if not trained:
         raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
     identity = {
-        **objective.fingerprint(),
-        "initial parameters and buffers": _digest(network),
-        "trained parameters": list(trained),
-        "forward": None if forward is None else describe_callable(forward),
-        "optimizer": optimizer_class.__name__,
-        "optimizer arguments": optimizer_arguments,
-        "batch size": order.size,
-        "epochs": epochs,
-        "schedule": describe_callable(schedule) if callable(schedule) else schedule,
-        "seed": seed,
+        **describe_run(
+            objective, network, forward, optimizer_class, optimizer_arguments, order, epochs, schedule, seed
+        ),
         "record": f"every {record_every} {record_unit}",
     }
-    identity = json.loads(json.dumps(identity, default=repr))
     session = Session(
         network, objective, forward, optimizer_class(list(trained.values()), **optimizer_arguments), order, seed
     )
@@ -239,6 +231,33 @@ def read_history(folder: str | os.PathLike) -> dict[str, np.ndarray]:
     return _arrays(_read_finished(path).info["history"])
 
 
+def describe_run(
+    objective: Objective,
+    network: nn.Module,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    optimizer_class: type[torch.optim.Optimizer],
+    optimizer_arguments: Mapping[str, Any],
+    order: Order,
+    epochs: int,
+    schedule: optimizers.Schedule,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what decides where a run ends (JSON-able); `network` is the one that it starts from."""
+    described = {
+        **objective.fingerprint(),
+        "initial parameters and buffers": _digest(network),
+        "trained parameters": [key for key, tensor in network.named_parameters() if tensor.requires_grad],
+        "forward": None if forward is None else describe_callable(forward),
+        "optimizer": optimizer_class.__name__,
+        "optimizer arguments": dict(optimizer_arguments),
+        "batch size": order.size,
+        "epochs": epochs,
+        "schedule": describe_callable(schedule) if callable(schedule) else schedule,
+        "seed": seed,
+    }
+    return json.loads(json.dumps(described, default=repr))
+
+
 def _open(path: Path, session: Session, identity: dict[str, Any]) -> None:
     """Continue the run that a folder holds, or begin one there."""
     trajectory = path / _TRAJECTORY
@@ -303,7 +322,12 @@ def _versions() -> dict[str, str]:
     return {"landscape": __version__, "torch": torch.__version__, "numpy": np.__version__}
 
 
-def _whole_number(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return an argument as an int of at least `least`.
+
+    Raises:
+        ValueError: It is not one; the message names it.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
     return int(value)

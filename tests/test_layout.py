@@ -16,7 +16,7 @@ ORDER = [
     *("storage", "parameters"),
     *("data.trees", "data.formats", "data.files", "data.sets", "data.batches", "data"),
     *("losses", "objective", "checkpoint", "shards", "trajectory", "recorder"),
-    *("optimizers", "session", "training"),
+    *("optimizers", "session", "training", "stack", "group", "ensemble"),
     *("slice", "directions"),
     "surface",
     *("evaluation.grid", "evaluation.graph", "evaluation.layers", "evaluation.reference"),
