@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check dist clean
+.PHONY: demo test bench check dist clean
 
 demo: .venv/demo
 	$(BIN)/landscape demo
 
 test: check
 	$(BIN)/pytest -n auto
+
+# against peers, on real data: LANDSCAPE_DATA names the folder of MNIST and CIFAR-10, else they are downloaded
+bench: .venv/bench
+	$(BIN)/python scripts/benchmarks/evaluation.py
 
 check: .venv/test
 	$(BIN)/ruff check
@@ -28,6 +32,10 @@ clean:
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[images]'
 	touch $@
+
+.venv/bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[images,bench]'
+	touch $@ .venv/demo
 
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'

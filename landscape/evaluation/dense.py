@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from landscape.data import split_batch
 from landscape.evaluation.graph import (
@@ -34,6 +35,7 @@ from landscape.objective import Objective
 from landscape.slice import Slice
 
 _CANDIDATES = [(group, chunk) for group in (8, 16, 32) for chunk in (500, 1000, 2000)]
+_NARROW = 64  # outputs up to which one pass through memory costs more than a product of an odd size
 Array = np.ndarray
 
 
@@ -68,7 +70,9 @@ class Dense:
         self._first: fx.Node | None = None
         self._keep = False
         self._check()
-        self._responses: dict[tuple[str, int], list[Tensor]] = {}
+        self._buffers: dict[fx.Node, Tensor] = {}
+        self._with_ones: dict[int, Tensor] = {}  # the buffers by where they begin
+        self._responses: dict[tuple[str, int], Tensor] = {}
         self.group: int = 16
         self.chunk: int | None = 1000
         self._memory = memory
@@ -194,7 +198,7 @@ class Dense:
         }
         return {**{name: tensor[None] for name, tensor in self._fixed.items()}, **moving}
 
-    def _forward(self, x: Tensor, c: Tensor, parameters: Mapping[str, Tensor], key: tuple[str, int]) -> Tensor:
+    def _forward(self, x: Tensor, c: Tensor, parameters: dict[str, Tensor], key: tuple[str, int]) -> Tensor:
         """Run the graph on a chunk of samples `[n, ...]`; returns `[g, classes, n]`."""
         values: dict[fx.Node, Tensor] = {}
         for node in self.traced.graph.nodes:
@@ -208,7 +212,7 @@ class Dense:
         raise AssertionError("a graph ends with its output")
 
     def _run(
-        self, node: fx.Node, values: dict, x: Tensor, c: Tensor, parameters: Mapping[str, Tensor], key: tuple
+        self, node: fx.Node, values: dict, x: Tensor, c: Tensor, parameters: dict[str, Tensor], key: tuple
     ) -> Tensor | None:
         if node.op == "placeholder":
             return x.reshape(len(x), -1).T[None]  # [1, features, n]: the same for all points
@@ -220,8 +224,7 @@ class Dense:
             return self._first_layer(node, values[node.args[0]], c, key)
         names = linear_parameters(self.traced, node)
         if names is not None:
-            weight, bias = parameters[names[0]], None if names[1] is None else parameters[names[1]]
-            return _product(weight, bias, values[node.args[0]], len(c))
+            return self._product(node, names, parameters, values[node.args[0]], len(c))
         if self._norm(node):
             return self._normalize(node, values[node.args[0]], parameters)
         in_place = in_place_form(self.traced, node)
@@ -253,12 +256,52 @@ class Dense:
                 product = weight @ x[0]
                 if names[1] is not None and (source is origin or names[1] in self._shapes):
                     product += source[names[1]][row][:, None]
-                parts.append(product.reshape(1, -1))
-            responses = [parts[0], torch.cat(parts[1:])]
+                constant = float(source is origin)  # the row of ones, see `_product`
+                parts.append(F.pad(product, (0, 0, 0, 1), value=constant).reshape(1, -1))
+            responses = torch.cat(parts)
             if self._keep:
                 self._responses[key] = responses
-        flat = torch.addmm(responses[0], c, responses[1])
-        return flat.view(len(c), -1, x.shape[-1])
+        with_one = torch.cat([torch.ones_like(c[:, :1]), c], dim=1)
+        memory = self._memory_for(node, (len(c), responses.shape[1] // x.shape[-1], x.shape[-1]), x)
+        torch.mm(with_one, responses, out=memory.view(len(c), -1))
+        return memory[:, :-1]
+
+    def _product(
+        self, node: fx.Node, names: tuple[str, str | None], parameters: dict[str, Tensor], h: Tensor, g: int
+    ) -> Tensor:
+        """Multiply weights `[g or 1, out, in]` with values `[g or 1, in, n]`, add the bias; returns `[g, out, n]`.
+
+        The first layer's responses and the results of narrow layers carry a row of ones, so that a bias is a column of
+        the weights: one pass through memory less than an addition.
+        """
+        weight, bias = parameters[names[0]], None if names[1] is None else parameters[names[1]]
+        n_out = weight.shape[1]
+        with_ones = self._with_ones.get(h.data_ptr())
+        fits = with_ones is not None and with_ones.shape == (g, h.shape[1] + 1, h.shape[2]) and n_out <= _NARROW
+        if bias is None or with_ones is None or not fits:
+            weight, h = weight.expand(g, -1, -1), h.expand(g, -1, -1)
+            memory = self._memory_for(node, (g, n_out, h.shape[2]), h)
+            if bias is None:
+                return torch.bmm(weight, h, out=memory)
+            return torch.baddbmm(bias.expand(g, -1)[..., None], weight, h, out=memory)
+        together = f"{names[0]} and bias"
+        if together not in parameters:
+            parts = (weight.expand(g, -1, -1), bias.expand(g, -1)[..., None])
+            parameters[together] = F.pad(torch.cat(parts, dim=2), (0, 0, 0, 1))
+        memory = self._memory_for(node, (g, n_out + 1, h.shape[2]), h)
+        torch.bmm(parameters[together], with_ones, out=memory)
+        memory[:, -1] = 1
+        return memory[:, :-1]
+
+    def _memory_for(self, node: fx.Node, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory for the result of a node, the same at every call: fresh pages would cost much."""
+        memory = self._buffers.get(node)
+        if memory is None or memory.shape != shape:
+            if memory is not None:
+                self._with_ones.pop(memory.data_ptr(), None)
+            memory = self._buffers[node] = like.new_empty(shape)
+            self._with_ones[memory.data_ptr()] = memory
+        return memory
 
     def _normalize(self, node: fx.Node, h: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         module = module_of(self.traced, node)
@@ -272,12 +315,6 @@ class Dense:
         if module.weight is not None:
             h = h * parameters[f"{node.target}.weight"][..., None]
         return h if module.bias is None else h + parameters[f"{node.target}.bias"][..., None]
-
-
-def _product(weight: Tensor, bias: Tensor | None, h: Tensor, g: int) -> Tensor:
-    """Multiply weights `[g or 1, out, in]` with values `[g or 1, in, n]`, add the bias; returns `[g, out, n]`."""
-    weight, h = weight.expand(g, -1, -1), h.expand(g, -1, -1)
-    return torch.bmm(weight, h) if bias is None else torch.baddbmm(bias.expand(g, -1)[..., None], weight, h)
 
 
 def _add_metrics(totals: dict[str, Tensor], objective: Objective, output: Tensor, target: Any) -> None:

@@ -50,6 +50,7 @@ class Layer:
     relu: bool = False
     first: bool = False
     pool: int = 1
+    _memory: list[Tensor] | None = None  # for the result: fresh pages would cost more than the sum
 
     def __call__(self, point: Point, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Apply the layer at a point; `other` is added before the ReLU."""
@@ -60,13 +61,16 @@ class Layer:
 
     def _from_responses(self, point: Point) -> Tensor:
         """Add up the responses; where a pooling follows, the places of its window one after another."""
-        largest = None
-        for at_origin, first, *others in point.responses:
-            result = torch.add(at_origin, first, alpha=point.coordinates[0])
+        shape = point.responses[0][0].shape
+        if self._memory is None or self._memory[0].shape != shape:
+            self._memory = [torch.empty_like(point.responses[0][0]) for _ in point.responses[:2]]
+        largest, further = self._memory[0], self._memory[-1]
+        for i, (at_origin, first, *others) in enumerate(point.responses):
+            result = torch.add(at_origin, first, alpha=point.coordinates[0], out=further if i else largest)
             for coordinate, step in zip(point.coordinates[1:], others, strict=True):
                 result.add_(step, alpha=coordinate)
-            largest = result if largest is None else torch.maximum(largest, result, out=largest)
-        assert largest is not None
+            if i:
+                torch.maximum(largest, result, out=largest)
         return largest
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None = None) -> Tensor:
