@@ -265,12 +265,16 @@ class TestAnyLossAndSelection:
             np.testing.assert_allclose(plan.values(points)["loss"], reference.values(points)["loss"], rtol=1e-11)
 
 
-def test_nothing_is_kept_beyond_the_memory_allowed():
-    objective = Objective(dense(nn.Tanh()), ROWS, dtype=torch.float64)
+@pytest.mark.parametrize(("name", "refusal"), [("tanh", "not kept"), ("lenet", "made anew for each group")])
+def test_nothing_is_kept_beyond_the_memory_allowed(name, refusal):
+    _, model, data = CASES[name]
+    objective = Objective(model, data, dtype=torch.float64, chunk_size=10)
     plane = random_directions(objective)
-    small = make_plan(objective, plane, memory=100)
-    assert "not kept" in small.describe()
-    np.testing.assert_array_equal(small.values(POINTS)["loss"], make_plan(objective, plane).values(POINTS)["loss"])
+    small, large = (make_plan(objective, plane, memory=memory) for memory in (100, 1 << 30))
+    assert refusal in small.describe()
+    assert refusal not in large.describe()
+    for _ in range(2):  # the second time from what is kept
+        np.testing.assert_array_equal(small.values(POINTS)["loss"], large.values(POINTS)["loss"])
 
 
 def test_max_pooling_as_maxima_of_views():

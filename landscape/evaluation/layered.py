@@ -51,9 +51,11 @@ class Layered:
         objective: Whose model is called on one tensor.
         slice: Where the points lie.
         traced: The graph of the model; it is rewritten.
+        memory: Bytes that the first layer's responses to all data may take; beyond it they are computed again for each
+            group of points.
     """
 
-    def __init__(self, objective: Objective, slice: Slice, traced: fx.GraphModule) -> None:
+    def __init__(self, objective: Objective, slice: Slice, traced: fx.GraphModule, memory: float) -> None:
         self.objective, self.slice, self.traced = objective, slice, traced
         self.notes: list[str] = []
         model = objective.model
@@ -64,6 +66,16 @@ class Layered:
         }
         self._dtypes = {name: tensor.dtype for name, tensor in model.named_parameters()}
         self._first = self._rewrite()
+        self._kept: dict[tuple[str, int], list[list[Tensor]]] = {}
+        self._keep = False
+        if self._first is not None:
+            size = self._responses_size()
+            self._keep = size <= memory
+            kept = "kept" if self._keep else "made anew for each group of points, to save memory"
+            self.notes.append(
+                f"{self._first.name}, the first layer, affine in the coordinates: its responses to the data "
+                f"({size / 1e6:.0f} MB) are {kept}"
+            )
         self._layers = [node.target for node in traced.graph.nodes if isinstance(node.target, Layer)]
         self._convolutional = any(isinstance(layer.module, nn.Conv2d) for layer in self._layers)
         self.channels_last = self._convolutional
@@ -85,8 +97,6 @@ class Layered:
         if n:
             self.notes.append(f"{n} max-pooling(s) as maxima of views, {n_swapped} of them before the activation")
         first = mark_first(self.traced, layers, self.slice.k)
-        if first is not None:
-            self.notes.append(f"{first.name}, the first layer, affine in the coordinates")
         if can_fuse(self.objective.device, self.objective.dtype):
             for layer in (node.target for node in layers if isinstance(node.target, Layer)):
                 layer.onednn = True
@@ -102,10 +112,14 @@ class Layered:
         with torch.inference_mode():
             points = [Point(c.tolist(), self._tensors(self.slice.at(c))) for c in coordinates]
             for prefix, batches in objective.splits.items():
-                for batch in batches.chunks(self.chunk):
+                for i, batch in enumerate(batches.chunks(self.chunk)):
                     x, target = split_batch(batch)
                     x = self._laid_out(x)
-                    responses = self._responses(x)
+                    responses = self._kept.get((prefix, i))
+                    if responses is None:
+                        responses = self._responses(x)
+                        if self._keep:
+                            self._kept[prefix, i] = responses
                     for j, point in enumerate(points):
                         point.responses = responses
                         output = self._forward(x, point)
@@ -140,6 +154,7 @@ class Layered:
                     if time.perf_counter() - begin + 4 * seconds > _TUNING_SECONDS:
                         break
         self.chunk, self.channels_last = chosen
+        self._kept.clear()
         if self.channels_last:
             self.notes.append("images laid out channels_last")
 
@@ -199,6 +214,15 @@ class Layered:
                 weight = weight.contiguous(memory_format=torch.channels_last)
             tensors[f"{layer.name}.weight"] = weight
         return tensors
+
+    def _responses_size(self) -> float:
+        """Return the bytes of the first layer's responses to all data."""
+        x, _ = split_batch(next(self.objective.splits[""].chunks(1)))
+        samples = sum(batches.n_samples for batches in self.objective.splits.values())
+        with torch.inference_mode():
+            self.channels_last = False
+            one = self._responses(x)
+        return samples / len(x) * sum(tensor.nbytes for place in one for tensor in place)
 
     def _responses(self, x: Tensor) -> list[list[Tensor]]:
         """Return the first layer's responses to a chunk, see `Point.responses`."""

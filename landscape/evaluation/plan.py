@@ -151,7 +151,7 @@ def _match(objective: Objective, slice: Slice, memory: int) -> tuple[Dense | Lay
                 return Dense(objective, slice, traced, memory), refusals
             except NotDenseError as error:
                 refusals.append(f"not dense: {error}")
-        return Layered(objective, slice, traced), refusals
+        return Layered(objective, slice, traced, memory), refusals
     return None, refusals
 
 

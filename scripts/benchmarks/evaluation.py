@@ -23,9 +23,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import loss_landscapes
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from loss_landscapes.metrics import Loss
+from losscape.compute_loss import compute_loss
+from losscape.create_directions import create_random_directions
+from losscape.create_landscape import _set_weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -86,46 +91,28 @@ def contenders(model: nn.Module, data: Dataset, n: int) -> tuple[dict[str, Calla
 
 
 def peers(model: nn.Module, data: Dataset) -> dict[str, Callable[[], float]]:
-    """Return the peers that are installed, each with its best batch size."""
-    found = {}
-    try:
-        import loss_landscapes
-        from loss_landscapes.metrics import Loss
+    """Return the peers, each with its best batch size."""
+    own, other = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    metric = Loss(F.cross_entropy, data.inputs, data.targets)
+    weights = [parameter.data for parameter in other.parameters()]
+    directions = create_random_directions(other)
+    batches = list(zip(data.inputs.split(128), data.targets.split(128), strict=True))
 
-        own = copy.deepcopy(model).eval()
-        metric = Loss(F.cross_entropy, data.inputs, data.targets)
+    def run_loss_landscapes() -> float:
+        begin = time.perf_counter()
+        with torch.no_grad():
+            # its filter normalization divides by zero where biases are zero; the time is the same
+            loss_landscapes.random_plane(own, metric, distance=1, steps=2, normalization="model")
+        return (time.perf_counter() - begin) / 4
 
-        def run_loss_landscapes() -> float:
-            begin = time.perf_counter()
-            with torch.no_grad():
-                # its filter normalization divides by zero where biases are zero; the time is the same
-                loss_landscapes.random_plane(own, metric, distance=1, steps=2, normalization="model")
-            return (time.perf_counter() - begin) / 4
+    def run_losscape() -> float:
+        begin = time.perf_counter()
+        for step in ((0.1, 0.2), (-0.3, 0.4)):
+            _set_weights(other, weights, directions, np.array(step))
+            compute_loss(other, batches, None, F.cross_entropy, len(batches))
+        return (time.perf_counter() - begin) / 2
 
-        found["loss-landscapes"] = run_loss_landscapes
-    except ImportError:
-        pass
-    try:
-        from losscape.compute_loss import compute_loss
-        from losscape.create_directions import create_random_directions
-        from losscape.create_landscape import _set_weights
-
-        other = copy.deepcopy(model).eval()
-        weights = [parameter.data for parameter in other.parameters()]
-        directions = create_random_directions(other)
-        batches = list(zip(data.inputs.split(128), data.targets.split(128), strict=True))
-
-        def run_losscape() -> float:
-            begin = time.perf_counter()
-            for step in ((0.1, 0.2), (-0.3, 0.4)):
-                _set_weights(other, weights, directions, np.array(step))
-                compute_loss(other, batches, None, F.cross_entropy, len(batches))
-            return (time.perf_counter() - begin) / 2
-
-        found["losscape"] = run_losscape
-    except ImportError:
-        pass
-    return found
+    return {"loss-landscapes": run_loss_landscapes, "losscape": run_losscape}
 
 
 def floor_seconds(model: nn.Module, data: Dataset, rate: float) -> float:
