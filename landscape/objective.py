@@ -6,7 +6,6 @@ Chunks of samples are evaluated in the network's own precision and added in floa
 and never touched: not its parameters, buffers, mode, gradients, nor the state of the random generators.
 """
 
-import copy
 import hashlib
 import math
 import numbers
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.data import Batches, batch_size, collect, split_batch
@@ -31,20 +29,12 @@ from landscape.losses import (
     without_addresses,
 )
 from landscape.parameters import Selection, layout
+from landscape.program import Program, call_model, private_copy
 
 BATCH_NORM_POLICIES = ("frozen", "interpolated", "recalibrated", "batch")
 _STATISTICS_BATCH = 256  # samples per batch for batch-norm statistics, where the data come as one block
 _CHECK_SAMPLES = 512
 _TUNING_SECONDS = 0.8
-
-
-def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call a model on what a batch holds: `model(x)`, `model(*xs)` for a tuple, `model(**xs)` for a mapping."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
 
 
 class Objective:
@@ -115,13 +105,10 @@ class Objective:
         self.batch_norm = batch_norm
         self.loss = default_loss if loss is None else loss
         self.notes: list[str] = []
-        self._program = _Program(_copy(model), forward)
-        self.model = self._program.model.to(device=device).eval()
-        if dtype is not None:  # `Module.to(dtype)` would take the imaginary part from complex buffers
-            self.model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        self.device = next(self.model.parameters()).device
-        self._dtypes = {name: tensor.dtype for name, tensor in self.model.named_parameters()}
-        self.dtype = self._dtypes[self.layout.names[0]]
+        self.model = private_copy(model, device, dtype)
+        self._program = Program(self.model, forward)
+        self.device = self._program.device
+        self.dtype = self._program.dtypes[self.layout.names[0]]
         self.splits = {"": collect(data)}
         if test is not None:
             self.splits["test_"] = collect(test)
@@ -131,10 +118,7 @@ class Objective:
         self.buffers = {n: t.clone() for n, t in self.model.named_buffers() if t.is_floating_point()}
         self.origin = self.layout.flatten(dict(self.model.named_parameters()))
         self.has_forward = forward is not None
-        self._norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if batch_norm == "recalibrated":
-            for norm in self._norms:
-                norm.momentum = None  # a cumulative average: every batch counts the same
+        self.has_batch_norm = bool(self._program.norms)
 
         output, target = self._first_output()
         classes = output.shape[1] if is_classification(output, target) else 0
@@ -156,7 +140,6 @@ class Objective:
         twice = sorted({name for name in self.metric_names if self.metric_names.count(name) > 1})
         if twice:
             raise ValueError(f"metric name(s) {', '.join(twice)} would be used twice: choose others")
-        self.has_batch_norm = bool(self._norms)
         self.is_tuned = chunk_size is None
         self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
@@ -171,11 +154,12 @@ class Objective:
         Returns:
             Values by `metric_names`; NaN and infinity are results.
         """
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            tensors = self._tensors(theta, buffers)
+        with self._program.quietly():
+            tensors = self._program.tensors(self.layout, theta, buffers)
             if self.batch_norm == "recalibrated":
-                self._recalibrate(tensors)
-            self._set_norm_mode(self.batch_norm == "batch")
+                training = self.splits[""]
+                self._program.recalibrate(tensors, training.chunks(self._statistics_size(training)))
+            self._program.set_norm_mode(self.batch_norm == "batch")
             return {
                 prefix + name: value
                 for prefix, batches in self.splits.items()
@@ -195,11 +179,11 @@ class Objective:
         """
         batches = self.splits[""]
         total = torch.zeros(self.layout.p, dtype=torch.float64, device=self.device)
-        self._set_norm_mode(self.batch_norm == "batch")
-        with torch.random.fork_rng(self._cuda_devices()), torch.enable_grad():
+        self._program.set_norm_mode(self.batch_norm == "batch")
+        with self._program.quietly(gradients=True):
             point = theta.detach().to(self.device).requires_grad_()
             for batch in self._chunks(batches):
-                output, target = self._program_output(self._tensors(point, None), batch)
+                output, target = self._program.output(self._program.tensors(self.layout, point), batch)
                 value, weight = self.weigh(self.loss(output, target), batch_size(batch))
                 total += torch.autograd.grad(value, point)[0].double() * weight
         return total if self.reduction == "sum" else total / batches.n_samples
@@ -226,13 +210,13 @@ class Objective:
             raise ValueError(f"vectors need shape [m, {self.layout.p}], got {tuple(vectors.shape)}")
         batches = self.splits[""]
         total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-        self._set_norm_mode(self.batch_norm == "batch")
+        self._program.set_norm_mode(self.batch_norm == "batch")
         # fused attention has no second derivative, the plain one has
-        with torch.random.fork_rng(self._cuda_devices()), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with self._program.quietly(gradients=True), sdpa_kernel(SDPBackend.MATH):
             point = theta.detach().to(self.device).requires_grad_()
             rows = vectors.detach().to(point)
             for batch in self._chunks(batches):
-                output, target = self._program_output(self._tensors(point, None), batch)
+                output, target = self._program.output(self._program.tensors(self.layout, point), batch)
                 value, weight = self.weigh(self.loss(output, target), batch_size(batch))
                 (gradient,) = torch.autograd.grad(value, point, create_graph=True)
                 if not gradient.requires_grad:  # the loss is linear in theta
@@ -258,8 +242,8 @@ class Objective:
         It shares with `evaluate` neither the way parameters get into the model nor the chunks: what the surface shows
         at coordinates zero can be checked against it.
         """
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            self._set_norm_mode(False)
+        with self._program.quietly():
+            self._program.set_norm_mode(False)
             return {
                 prefix + name: value
                 for prefix, batches in self.splits.items()
@@ -271,7 +255,7 @@ class Objective:
         return {
             "metrics": {name: describe_callable(function) for name, function in self.metrics.items()},
             "reduction": self.reduction,
-            "batch-norm policy": self.batch_norm if self._norms else "no batch norm in the model",
+            "batch-norm policy": self.batch_norm if self.has_batch_norm else "no batch norm in the model",
             "dtype": str(self.dtype).removeprefix("torch."),
             "model": type(self.model).__name__,
             "n_parameters": self.layout.p,
@@ -292,50 +276,26 @@ class Objective:
             "dtype": str(self.dtype),
             "batch-norm policy": self.batch_norm,
             "forward": describe_callable(self._program.custom or call_model),
-            "fixed parameters and buffers": self._digest_of_fixed(),
+            "fixed parameters and buffers": self._program.digest_of_fixed(self.layout.names),
             "batches": self._digest_of_batches(),
         }
 
-    def _digest_of_fixed(self) -> str:
-        """Hash what the network consists of besides theta."""
-        fixed = {name: t for name, t in self.model.named_parameters() if name not in self.layout.names}
-        digest = hashlib.sha256()
-        for name, tensor in {**fixed, **dict(self.model.named_buffers())}.items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().cpu().to_dense()
-            digest.update(dense.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
     def _digest_of_batches(self) -> str:
         """Hash how the data are divided, where the values depend on it."""
-        if self.chunk_size is not None and (self.batch_norm in ("frozen", "interpolated") or not self._norms):
+        if self.chunk_size is not None and (self.batch_norm in ("frozen", "interpolated") or not self.has_batch_norm):
             return "any"
         given = [batches.sizes for batches in self.splits.values()]
         return _digest(repr((given, self.chunk_size if self.batch_norm == "batch" else None)))
 
-    def _tensors(self, theta: Tensor, buffers: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Name everything a forward pass uses, buffers as copies, so that in-place updates stay here."""
-        tensors = {
-            f"model.{name}": part.to(self._dtypes[name])
-            for name, part in self.layout.unflatten(theta.to(self.device)).items()
-        }
-        own = dict(self.model.named_buffers())
-        for name, buffer in own.items():
-            source = buffers.get(name, buffer) if buffers else buffer
-            tensors[f"model.{name}"] = source.to(self.device, buffer.dtype, copy=True)
-        return tensors
-
-    def _program_output(self, tensors: dict[str, Tensor] | None, batch: Any) -> tuple[Any, Any]:
-        """Call the model on a batch, with other parameters and buffers or (None) with its own."""
-        output = self._program(batch) if tensors is None else functional_call(self._program, tensors, (batch,))
-        return output, split_batch(batch)[1]
+    def _at_origin(self) -> dict[str, Tensor]:
+        return self._program.tensors(self.layout, self.origin)
 
     def _first_output(self) -> tuple[Any, Any]:
         batch = next(self.splits[""].chunks(2 if self.splits[""].stackable else None))
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            self._set_norm_mode(False)
+        with self._program.quietly():
+            self._program.set_norm_mode(False)
             try:
-                return self._program_output(self._tensors(self.origin, None), batch)
+                return self._program.output(self._at_origin(), batch)
             except Exception as error:
                 raise ValueError(
                     f"the model cannot be called on a batch of the data ({describe_value(batch)}): {error}. "
@@ -357,7 +317,7 @@ class Objective:
         totals = {name: 0.0 for name in self.metrics}
         n_samples = 0
         for batch in chunks:
-            output, target = self._program_output(tensors, batch)
+            output, target = self._program.output(tensors, batch)
             for name, metric in self.metrics.items():
                 value, weight = self.weigh(metric(output, target), batch_size(batch), name)
                 totals[name] += value.item() * weight
@@ -393,23 +353,6 @@ class Objective:
     def _plain_size(self, batches: Batches) -> int | None:
         return None if self.chunk_size is None else self._statistics_size(batches)
 
-    def _recalibrate(self, tensors: dict[str, Tensor]) -> None:
-        """Estimate the running statistics at a point anew, in place: mean over batches of the training data."""
-        own = {id(buffer) for norm in self._norms for buffer in norm.buffers(recurse=False)}
-        for name, buffer in self.model.named_buffers():
-            if id(buffer) in own:  # other modules, such as instance norm, keep theirs
-                tensors[f"model.{name}"].fill_(1 if name.endswith("running_var") else 0)
-        self._set_norm_mode(True)
-        for batch in self.splits[""].chunks(self._statistics_size(self.splits[""])):
-            functional_call(self._program, tensors, (batch,))
-
-    def _set_norm_mode(self, training: bool) -> None:
-        for norm in self._norms:
-            norm.training = training
-
-    def _cuda_devices(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
-
     def _choose_chunk_size(self, wanted: int | None) -> int | None:
         """Take the size wanted or the fastest, where cutting the data anew does not change the loss."""
         batches = self.splits[""]
@@ -431,8 +374,8 @@ class Objective:
         batches = self.splits[""]
         best, best_seconds, begin = 1, float("inf"), time.perf_counter()
         size = min(64, batches.n_samples)
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            tensors = self._tensors(self.origin, None)
+        with self._program.quietly():
+            tensors = self._at_origin()
             self._means(tensors, [next(batches.chunks(size))])  # the first call also sets up kernels
             while True:
                 chunk = next(batches.chunks(size))
@@ -461,12 +404,12 @@ class Objective:
             return []
         values: dict[str, list[Any]] = {name: [] for name in self.metrics}
         sums: dict[str, list[float]] = {name: [] for name in self.metrics}
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            self._set_norm_mode(False)
-            tensors = self._tensors(self.origin, None)
+        with self._program.quietly():
+            self._program.set_norm_mode(False)
+            tensors = self._at_origin()
             for size in (n, -(-2 * n // 3), -(-n // 5)):
                 for batch in head.chunks(size):
-                    output, target = self._program_output(tensors, batch)
+                    output, target = self._program.output(tensors, batch)
                     for name, metric in self.metrics.items():
                         raw = metric(output, target)
                         value, weight = self.weigh(raw, batch_size(batch), name)
@@ -496,9 +439,9 @@ class Objective:
             ValueError: The values differ.
         """
         chunk = next(iter(self._chunks(self.splits[""])))
-        with torch.random.fork_rng(self._cuda_devices()), torch.inference_mode():
-            self._set_norm_mode(self.batch_norm == "batch")
-            first, second = (self._means(self._tensors(self.origin, None), [chunk]) for _ in range(2))
+        with self._program.quietly():
+            self._program.set_norm_mode(self.batch_norm == "batch")
+            first, second = (self._means(self._at_origin(), [chunk]) for _ in range(2))
         for name, value in first.items():
             if not _close(value, second[name]):
                 raise ValueError(
@@ -508,32 +451,8 @@ class Objective:
                 )
 
 
-class _Program(nn.Module):
-    """What is called at every point: the model on a batch, in the user's way if there is one."""
-
-    def __init__(self, model: nn.Module, custom: Callable[[nn.Module, Any], Any] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.custom = custom
-
-    def forward(self, batch: Any) -> Any:
-        if self.custom is not None:
-            return self.custom(self.model, batch)
-        return call_model(self.model, split_batch(batch)[0])
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        raise TypeError(
-            f"the model cannot be copied ({error}); rebuild it and load its state dict, then pass the new one"
-        ) from error
-    return copied.requires_grad_(False)
 
 
 def _close(a: float, b: float) -> bool:

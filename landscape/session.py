@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from landscape.data import Batch, Batches, batch_size, split_batch
-from landscape.objective import Objective, call_model
+from landscape.objective import Objective
+from landscape.program import call_model
 from landscape.storage import replacing
 
 log = logging.getLogger(__name__)

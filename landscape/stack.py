@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from landscape.data import Batch, batch_size, split_batch
-from landscape.objective import Objective, call_model
+from landscape.objective import Objective
+from landscape.program import Program
 from landscape.session import reduce_loss
 
 # maps of each entry by itself, which do not care how many leading axes there are
@@ -54,7 +55,7 @@ class Stack:
     ) -> None:
         self.objective = objective
         self.n_networks = len(networks)
-        self._program = _Program(copy.deepcopy(networks[0]), forward)
+        self._program = Program(copy.deepcopy(networks[0]), forward)
         parameters = _stack([dict(network.named_parameters()) for network in networks])
         self.buffers = _stack([dict(network.named_buffers()) for network in networks])
         trained = [name for name, tensor in networks[0].named_parameters() if tensor.requires_grad]
@@ -142,10 +143,10 @@ class Stack:
             return self._chain(inputs if own else inputs.expand(self.n_networks, *inputs.shape)), {}
 
         def call(parameters: dict[str, Tensor], own_buffers: dict[str, Tensor], part: Batch) -> Any:
-            tensors = {f"network.{name}": tensor for name, tensor in {**parameters, **own_buffers}.items()}
+            tensors = {f"model.{name}": tensor for name, tensor in {**parameters, **own_buffers}.items()}
             output = functional_call(self._program, tensors, (part,))
             # read again: a module may have put another tensor in the place of its buffer
-            return output, {name: tensors[f"network.{name}"].detach() for name in own_buffers}
+            return output, {name: tensors[f"model.{name}"].detach() for name in own_buffers}
 
         return vmap(call, in_dims=(0, 0, 0 if own else None))(self.parameters, buffers, batch)
 
@@ -222,21 +223,9 @@ def forward_size(
     batches = objective.splits[""]
     batch = next(batches.chunks(1 if batches.stackable else None))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        _Program(probe, forward)(batch)
+        Program(probe, forward)(batch)
     n = batch_size(batch)
     return sum(outputs) / n, sum(products) / len(products) / n if products else 0.0
-
-
-class _Program(nn.Module):
-    def __init__(self, network: nn.Module, custom: Callable[[nn.Module, Any], Any] | None) -> None:
-        super().__init__()
-        self.network = network
-        self.custom = custom
-
-    def forward(self, batch: Batch) -> Any:
-        if self.custom is not None:
-            return self.custom(self.network, batch)
-        return call_model(self.network, split_batch(batch)[0])
 
 
 def _stack(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

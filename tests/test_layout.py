@@ -15,7 +15,7 @@ PACKAGE = Path(landscape.__file__).parent
 ORDER = [
     *("storage", "parameters"),
     *("data.trees", "data.formats", "data.files", "data.sets", "data.batches", "data"),
-    *("losses", "objective", "checkpoint", "shards", "trajectory", "recorder"),
+    *("losses", "program", "objective", "checkpoint", "shards", "trajectory", "recorder"),
     *("optimizers", "session", "training", "stack", "group", "ensemble"),
     *("slice", "directions"),
     "surface",

@@ -73,7 +73,7 @@ class Layered:
             self._keep = size <= memory
             kept = "kept" if self._keep else "made anew for each group of points, to save memory"
             self.notes.append(
-                f"{self._first.name}, the first layer, affine in the coordinates: its responses to the data "
+                f"first layer ({self._first.name}) affine in the coordinates: its responses to the data "
                 f"({size / 1e6:.0f} MB) are {kept}"
             )
         self._layers = [node.target for node in traced.graph.nodes if isinstance(node.target, Layer)]
