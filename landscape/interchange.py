@@ -9,12 +9,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import h5py
 import numpy as np
 
-from landscape.storage import replacing
+from landscape.storage import open_hdf5, replacing
 from landscape.surface import Surface, empty_surface
 
 Array = np.ndarray
@@ -255,13 +254,7 @@ def write_li_projection(path: str | os.PathLike, coordinates: Array) -> None:
 @contextmanager
 def _open(path: str | os.PathLike, key: str) -> Iterator[h5py.File]:
     """Open a file of Li et al.'s code that must hold `key`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 file (damaged or of another type): {error}") from error
-    with file:
+    with open_hdf5(path) as file:
         if "landscape_kind" in file.attrs:
             raise ValueError(f"{path} was written by landscape and needs no import: open it as it is")
         if key not in file:

@@ -69,6 +69,21 @@ def write_hdf5(path: str | os.PathLike, kind: str) -> Iterator[h5py.File]:
         yield file
 
 
+def open_hdf5(path: str | os.PathLike) -> h5py.File:
+    """Open any HDF5 file for reading.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not HDF5, or is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is not a readable HDF5 file (damaged or of another type): {error}") from error
+
+
 @contextmanager
 def read_hdf5(path: str | os.PathLike, kind: str | None = None) -> Iterator[h5py.File]:
     """Open an HDF5 file of this package for reading.
@@ -81,14 +96,7 @@ def read_hdf5(path: str | os.PathLike, kind: str | None = None) -> Iterator[h5py
         FileNotFoundError: There is no such file.
         ValueError: It is not HDF5, is damaged, holds something else, or is of a newer format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is not a readable HDF5 file (damaged or of another type): {error}") from error
-    with file:
+    with open_hdf5(path) as file:
         found = file.attrs.get("landscape_kind")
         version = file.attrs.get("landscape_format")
         if found is None:

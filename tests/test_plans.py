@@ -337,3 +337,44 @@ class TestInASurface:
         assert "doing it all anew" in caplog.text
         assert surface.provenance["plan"]["name"] == "reference"
         np.testing.assert_allclose(surface.values["loss"], right.values["loss"], rtol=1e-12)
+
+    def test_the_layout_of_images_is_kept_too(self, tmp_path, monkeypatch):
+        _, model, data = CASES["lenet"]
+        objective = Objective(model, data)
+        plane = random_directions(objective)
+        for layout in (True, False):
+            path = tmp_path / f"{layout}.h5"
+            monkeypatch.setattr(
+                plan_module.Layered, "tune", lambda self, own=layout: vars(self).update(channels_last=own)
+            )
+            evaluate(objective, plane, resolution=2, path=path, progress=False)
+            stored = Surface.load(path).provenance["plan"]
+            assert stored["channels_last"] == layout
+            assert make_plan(objective, plane, stored=stored).channels_last == layout
+
+    def test_points_of_earlier_sessions_are_done_anew_too(self, tmp_path, monkeypatch):
+        objective = self.objective()
+        plane = random_directions(objective)
+        path = tmp_path / "a.h5"
+        evaluate(objective, plane, resolution=(9, 7), path=path, progress=False)
+        surface = Surface.load(path, vectors=True)
+        surface.values["loss"] += 1  # what a plan gone wrong left behind
+        surface.done.reshape(-1)[-40:] = False
+        fingerprint = {**objective.fingerprint()}
+        surface._write(path, fingerprint)
+        monkeypatch.setattr("landscape.evaluation.run.fingerprint_of", lambda *arguments: fingerprint)
+        monkeypatch.setattr("landscape.evaluation.run.RTOL", -1.0)  # every check fails
+        again = evaluate(objective, plane, resolution=(9, 7), path=path, progress=False)
+        right = evaluate(objective, plane, resolution=(9, 7), progress=False, engine="reference")
+        np.testing.assert_allclose(again.values["loss"], right.values["loss"], rtol=1e-12)
+        assert Surface.load(path).provenance["plan"]["name"] == "reference"
+
+    def test_another_engine_for_the_rest_is_said_in_the_file(self, tmp_path):
+        objective = self.objective()
+        plane = random_directions(objective)
+        path = tmp_path / "a.h5"
+        evaluate(objective, plane, resolution=3, path=path, progress=False)
+        evaluate(objective, plane, resolution=3, path=path, progress=False, engine="reference")
+        plan = Surface.load(path).provenance["plan"]
+        assert plan["name"] == "reference"
+        assert plan["notes"][-1] == "begun with the dense plan"

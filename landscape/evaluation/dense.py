@@ -69,6 +69,7 @@ class Dense:
         self._last_use = _last_uses(traced)
         self._first: fx.Node | None = None
         self._keep = False
+        self.channels_last = False  # there are no images
         self._check()
         self._buffers: dict[fx.Node, Tensor] = {}
         self._with_ones: dict[int, Tensor] = {}  # the buffers by where they begin

@@ -155,8 +155,6 @@ class Layered:
                         break
         self.chunk, self.channels_last = chosen
         self._kept.clear()
-        if self.channels_last:
-            self.notes.append("images laid out channels_last")
 
     def _laid_out(self, x: Tensor) -> Tensor:
         images = self.channels_last and x.ndim == 4

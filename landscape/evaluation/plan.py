@@ -31,6 +31,7 @@ class Plan:
         chunk_size: Samples per forward pass; None for the batches as given.
         group: Points that are best handed over together.
         values: Coordinates `[m, k]` -> values `[m]` float64 by metric name.
+        channels_last: Whether images are laid out so.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Plan:
     chunk_size: int | None
     group: int
     values: Values
+    channels_last: bool = False
 
     def describe(self) -> str:
         """Say in a few lines how the points are evaluated."""
@@ -47,7 +49,13 @@ class Plan:
 
     def stored(self) -> dict:
         """Return what a surface keeps of its plan (JSON-able)."""
-        return {"name": self.name, "notes": list(self.notes), "chunk_size": self.chunk_size, "group": self.group}
+        return {
+            "name": self.name,
+            "notes": list(self.notes),
+            "chunk_size": self.chunk_size,
+            "group": self.group,
+            "channels_last": self.channels_last,
+        }
 
 
 def make_plan(
@@ -86,6 +94,7 @@ def make_plan(
         return _reference(objective, slice, refusals)
     if stored is not None:
         fast.group, fast.chunk = stored["group"], stored["chunk_size"]
+        fast.channels_last = stored["channels_last"]
     elif objective.is_tuned and objective.chunk_size is not None:
         fast.tune()
     else:
@@ -99,8 +108,10 @@ def make_plan(
     if not difference <= RTOL:
         refusals.append(f"the {name} plan differs from the reference by {difference:.1e} relative: not used")
         return _reference(objective, slice, refusals)
+    if fast.channels_last:
+        fast.notes.append("images laid out channels_last")
     notes = (*fast.notes, f"checked against the reference at 4 points: {difference:.0e} relative", *refusals)
-    return Plan(name, (*notes, *objective.notes), fast.chunk, fast.group, fast.values)
+    return Plan(name, (*notes, *objective.notes), fast.chunk, fast.group, fast.values, fast.channels_last)
 
 
 def check(values: Values, reference: Values, ranges: np.ndarray) -> float:

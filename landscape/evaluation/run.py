@@ -94,7 +94,12 @@ def evaluate(
         store = SurfaceStore(surface, fingerprint, path, interval)
         check_same_values(surface, fresh)
         # what goes on must not change the plan, or the last digits would depend on when it was interrupted
-        plan = make_plan(objective, slice, engine=engine, ranges=ranges, stored=surface.provenance["plan"])
+        begun = surface.provenance["plan"]
+        plan = make_plan(objective, slice, engine=engine, ranges=ranges, stored=begun)
+        if plan.name != begun["name"]:
+            log.warning("begun with the %s plan, continued with the %s plan", begun["name"], plan.name)
+            surface.provenance["plan"] = plan.stored()
+            surface.provenance["plan"]["notes"].append(f"begun with the {begun['name']} plan")
     log.info("%s", plan.describe())
 
     start = time.perf_counter()
@@ -103,6 +108,7 @@ def evaluate(
         if not _fill(store, plan, objective, slice, progress):
             plan = make_plan(objective, slice, engine="reference")
             surface.provenance["plan"] = plan.stored()
+            store.finish()  # the file must not name the plan that went wrong while the new values come in
             _fill(store, plan, objective, slice, progress)
         for name, trajectory in (trajectories or {}).items():
             if name not in surface.trajectories:
@@ -124,7 +130,7 @@ def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, p
     coordinates = np.stack([axis[order[:, i]] for i, axis in enumerate(surface.axes.values())], axis=1)
     reference = reference_values(objective, slice, objective.chunk_size) if plan.name != "reference" else None
     row, next_check = surface.shape[-1], surface.shape[-1]
-    filled: list[tuple[int, ...]] = []
+    n_filled = 0
     with tqdm(
         total=surface.done.size,
         initial=int(surface.done.sum()),
@@ -137,13 +143,12 @@ def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, p
             if all(surface.done[index] for index in group):
                 continue
             values = plan.values(coordinates[first : first + plan.group])
-            before = len(filled)
-            for j, index in enumerate(group):
-                if not surface.done[index]:
-                    store.record(index, {name: array[j] for name, array in values.items()})
-                    filled.append(index)
-            bar.update(len(filled) - before)
-            if reference is not None and len(filled) >= next_check:
+            missing = [(j, index) for j, index in enumerate(group) if not surface.done[index]]
+            for j, index in missing:
+                store.record(index, {name: array[j] for name, array in values.items()})
+            n_filled += len(missing)
+            bar.update(len(missing))
+            if reference is not None and n_filled >= next_check:
                 next_check += row
                 last = {name: array[-1:] for name, array in values.items()}
                 point = coordinates[first : first + plan.group][-1:]
@@ -152,8 +157,7 @@ def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, p
                     log.warning(
                         "at %s the plan differs from the reference by %.1e: doing it all anew", point, difference
                     )
-                    for index in filled:
-                        surface.done[index] = False
+                    surface.done[:] = False
                     return False
     return True
 
