@@ -25,6 +25,8 @@ _PAGE = """<!DOCTYPE html>
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>
+/* without a pointer the buttons stay, and on a phone they would lie on the title */
+@media (max-width: 600px) {{ .modebar {{ display: none; }} }}
 {style}
 </style>
 <script>{script}</script>
