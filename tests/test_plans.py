@@ -350,7 +350,7 @@ class TestInASurface:
             evaluate(objective, plane, resolution=2, path=path, progress=False)
             stored = Surface.load(path).provenance["plan"]
             assert stored["channels_last"] == layout
-            assert make_plan(objective, plane, stored=stored).channels_last == layout
+            assert make_plan(objective, plane, stored=stored).settings["channels_last"] == layout
 
     def test_points_of_earlier_sessions_are_done_anew_too(self, tmp_path, monkeypatch):
         objective = self.objective()

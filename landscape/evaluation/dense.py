@@ -69,7 +69,6 @@ class Dense:
         self._last_use = _last_uses(traced)
         self._first: fx.Node | None = None
         self._keep = False
-        self.channels_last = False  # there are no images
         self._check()
         self._buffers: dict[fx.Node, Tensor] = {}
         self._with_ones: dict[int, Tensor] = {}  # the buffers by where they begin
@@ -175,6 +174,14 @@ class Dense:
                 best, self.group, self.chunk = seconds, group, min(chunk, n)
         self._keep = keep
         self._responses.clear()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was tuned (JSON-able)."""
+        return {"chunk_size": self.chunk, "group": self.group}
+
+    def restore(self, settings: Mapping[str, Any]) -> None:
+        """Take over what was tuned before instead of tuning."""
+        self.chunk, self.group = settings["chunk_size"], settings["group"]
 
     def _time_one(self, group: int, batch: Any) -> float:
         c = self.slice.directions.new_zeros(group, self.slice.k)

@@ -13,6 +13,7 @@ Everything else is called as it is.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,16 @@ class Layered:
                         break
         self.chunk, self.channels_last = chosen
         self._kept.clear()
+        if self.channels_last:
+            self.notes.append("images laid out channels_last")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was tuned (JSON-able)."""
+        return {"chunk_size": self.chunk, "group": self.group, "channels_last": self.channels_last}
+
+    def restore(self, settings: Mapping[str, Any]) -> None:
+        """Take over what was tuned before instead of tuning."""
+        self.chunk, self.group, self.channels_last = (settings[key] for key in ("chunk_size", "group", "channels_last"))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         images = self.channels_last and x.ndim == 4

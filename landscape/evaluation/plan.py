@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,34 +29,31 @@ class Plan:
     Attributes:
         name: `"reference"`, `"dense"` or `"layered"`.
         notes: What was matched, what was not and why, in words.
-        chunk_size: Samples per forward pass; None for the batches as given.
-        group: Points that are best handed over together.
+        settings: What was tuned (JSON-able); a plan made again with it gives the same digits. `"chunk_size"` are the
+            samples per forward pass, None for the batches as given; `"group"` the points best handed over together.
         values: Coordinates `[m, k]` -> values `[m]` float64 by metric name.
-        channels_last: Whether images are laid out so.
     """
 
     name: str
     notes: tuple[str, ...]
-    chunk_size: int | None
-    group: int
+    settings: dict[str, Any]
     values: Values
-    channels_last: bool = False
+
+    @property
+    def group(self) -> int:
+        """Points that are best handed over together."""
+        return self.settings["group"]
 
     def describe(self) -> str:
         """Say in a few lines how the points are evaluated."""
-        chunk = "the batches given" if self.chunk_size is None else f"chunks of {self.chunk_size} samples"
+        size = self.settings["chunk_size"]
+        chunk = "the batches given" if size is None else f"chunks of {size} samples"
         points = f", {self.group} points at a time" if self.group > 1 else ""
         return "\n".join([f"plan {self.name}: {chunk}{points}", *(f"- {note}" for note in self.notes)])
 
     def stored(self) -> dict:
         """Return what a surface keeps of its plan (JSON-able)."""
-        return {
-            "name": self.name,
-            "notes": list(self.notes),
-            "chunk_size": self.chunk_size,
-            "group": self.group,
-            "channels_last": self.channels_last,
-        }
+        return {"name": self.name, "notes": list(self.notes), **self.settings}
 
 
 def make_plan(
@@ -88,13 +86,12 @@ def make_plan(
     if engine == "reference":
         chunk = stored["chunk_size"] if stored is not None else objective.chunk_size
         notes = ("one forward pass per chunk and point, exact for every module", *objective.notes)
-        return Plan("reference", notes, chunk, 1, reference_values(objective, slice, chunk))
+        return Plan("reference", notes, {"chunk_size": chunk, "group": 1}, reference_values(objective, slice, chunk))
     fast, refusals = _match(objective, slice, memory)
     if fast is None:
         return _reference(objective, slice, refusals)
     if stored is not None:
-        fast.group, fast.chunk = stored["group"], stored["chunk_size"]
-        fast.channels_last = stored["channels_last"]
+        fast.restore(stored)
     elif objective.is_tuned and objective.chunk_size is not None:
         fast.tune()
     else:
@@ -108,10 +105,8 @@ def make_plan(
     if not difference <= RTOL:
         refusals.append(f"the {name} plan differs from the reference by {difference:.1e} relative: not used")
         return _reference(objective, slice, refusals)
-    if fast.channels_last:
-        fast.notes.append("images laid out channels_last")
     notes = (*fast.notes, f"checked against the reference at 4 points: {difference:.0e} relative", *refusals)
-    return Plan(name, (*notes, *objective.notes), fast.chunk, fast.group, fast.values, fast.channels_last)
+    return Plan(name, (*notes, *objective.notes), fast.settings(), fast.values)
 
 
 def check(values: Values, reference: Values, ranges: np.ndarray) -> float:
@@ -168,4 +163,4 @@ def _match(objective: Objective, slice: Slice, memory: int) -> tuple[Dense | Lay
 
 def _reference(objective: Objective, slice: Slice, refusals: list[str]) -> Plan:
     plan = make_plan(objective, slice, engine="reference")
-    return Plan("reference", (*plan.notes, *refusals), plan.chunk_size, 1, plan.values)
+    return Plan("reference", (*plan.notes, *refusals), plan.settings, plan.values)
