@@ -30,11 +30,15 @@ from landscape.evaluation.graph import (
     linear_parameters,
     module_of,
 )
+from landscape.evaluation.narrow import Narrow, layers_of, memory_of
 from landscape.losses import accuracy, is_cross_entropy
 from landscape.objective import Objective
 from landscape.slice import Slice
 
 _CANDIDATES = [(group, chunk) for group in (8, 16, 32) for chunk in (500, 1000, 2000)]
+_KERNEL_GROUP = 32
+_KERNEL_PAYS = 3.0  # seconds of products from which on a kernel is compiled, which takes as long, once
+_POINTS = 51 * 51  # of the usual surface
 _NARROW = 64  # outputs up to which one pass through memory costs more than a product of an odd size
 Array = np.ndarray
 
@@ -76,6 +80,7 @@ class Dense:
         self.group: int = 16
         self.chunk: int | None = 1000
         self._memory = memory
+        self._kernel: Narrow | None = None
         self._choose_first()
 
     def _check(self) -> None:
@@ -144,6 +149,8 @@ class Dense:
 
     def values(self, coordinates: Array) -> dict[str, Array]:
         """Evaluate all metrics at coordinates `[m, k]`; returns `[m]` float64 by name."""
+        if self._kernel is not None:
+            return self._kernel_values(self._kernel, coordinates)
         c = torch.as_tensor(coordinates, dtype=self.slice.directions.dtype, device=self.slice.directions.device)
         thetas = torch.addmm(self.slice.origin[None], c, self.slice.directions)
         result = {}
@@ -157,14 +164,30 @@ class Dense:
                     x, target = split_batch(batch)
                     output = self._forward(x, c, parameters, (prefix, i))
                     _add_metrics(totals, self.objective, output, target)
-                n = batches.n_samples
                 for name, total in totals.items():
-                    is_sum = name == "loss" and self.objective.reduction == "sum"
-                    result[prefix + name] = (total if is_sum else total / n).cpu().numpy()
+                    result[prefix + name] = self._mean(total.cpu().numpy(), prefix, name)
         return result
 
-    def tune(self) -> None:
-        """Time a few group and chunk sizes on the real data and keep the fastest."""
+    def _kernel_values(self, kernel: Narrow, coordinates: Array) -> dict[str, Array]:
+        result = {}
+        for prefix, loss, right in kernel.sums(coordinates):
+            for name, function in self.objective.metrics.items():
+                is_loss = _by_features(function, self.objective) is _cross_entropy
+                result[prefix + name] = self._mean(loss if is_loss else right, prefix, name)
+        return result
+
+    def _mean(self, total: Array, prefix: str, name: str) -> Array:
+        is_sum = name == "loss" and self.objective.reduction == "sum"
+        return total if is_sum else total / self.objective.splits[prefix].n_samples
+
+    def tune(self, points: int = _POINTS) -> None:
+        """Time a few group and chunk sizes on the real data and keep the fastest, the compiled kernel among them.
+
+        The kernel is tried where the whole surface would otherwise take longer than compiling it at the first time.
+
+        Args:
+            points: Of the whole surface.
+        """
         n, best, keep = self.objective.splits[""].n_samples, float("inf"), self._keep
         self._keep = True  # what the first layer costs once is not what is compared
         for group, chunk in _CANDIDATES:
@@ -174,13 +197,62 @@ class Dense:
                 best, self.group, self.chunk = seconds, group, min(chunk, n)
         self._keep = keep
         self._responses.clear()
+        if best * n * points >= _KERNEL_PAYS:
+            self._try_kernel(best * n)
+
+    def _try_kernel(self, seconds: float) -> None:
+        """Use the compiled kernel if a point takes it less than the seconds that the products take."""
+        try:
+            kernel = self._make_kernel()
+        except ImportError as error:
+            self.notes.append(f"a compiled kernel would be faster: pip install landscape[fast] ({error})")
+            return
+        if kernel is not None and kernel.seconds(_KERNEL_GROUP) < seconds:
+            self._take(kernel)
+
+    def _make_kernel(self) -> Narrow | None:
+        """Compile the kernel and prepare the data for it; None if it does not serve this network.
+
+        Raises:
+            ImportError: There is no numba, or none that fits.
+        """
+        known = (_cross_entropy, _accuracy)
+        layers = layers_of(self.objective, self.traced)
+        if layers is None or any(_by_features(f, self.objective) not in known for f in self.objective.metrics.values()):
+            return None
+        if memory_of(self.objective, self.slice, layers) > self._memory:
+            return None
+        from landscape.evaluation import kernel  # compiles it, and needs numba, which is optional
+
+        with torch.inference_mode():
+            return Narrow(self.objective, self.slice, layers, kernel)
+
+    def _take(self, kernel: Narrow) -> None:
+        self._kernel, self.chunk, self.group = kernel, kernel.tile, _KERNEL_GROUP
+        self.notes.append("a kernel compiled by numba runs the whole network on one chunk after the other")
 
     def settings(self) -> dict[str, Any]:
         """Return what was tuned (JSON-able)."""
-        return {"chunk_size": self.chunk, "group": self.group}
+        kernel = None if self._kernel is None else "numba"
+        return {"chunk_size": self.chunk, "group": self.group, "kernel": kernel}
 
     def restore(self, settings: Mapping[str, Any]) -> None:
-        """Take over what was tuned before instead of tuning."""
+        """Take over what was tuned before instead of tuning.
+
+        Raises:
+            ValueError: It needs the compiled kernel, which cannot be had here.
+        """
+        if settings.get("kernel") is not None:
+            try:
+                kernel = self._make_kernel()
+            except ImportError as error:
+                raise ValueError(
+                    f"begun with a kernel compiled by {settings['kernel']}, which cannot be imported here ({error}): "
+                    "pip install landscape[fast]"
+                ) from error
+            if kernel is None:
+                raise ValueError("begun with a compiled kernel, which needs more memory now than allowed")
+            self._take(kernel)
         self.chunk, self.group = settings["chunk_size"], settings["group"]
 
     def _time_one(self, group: int, batch: Any) -> float:
