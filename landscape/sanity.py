@@ -27,7 +27,7 @@ class Finding:
 
 
 def findings(surface: Surface) -> list[Finding]:
-    """Report on a surface: center, lowest point, directions, trajectories, non-finite points, plan and time.
+    """Report on a surface: gaps, precision, center, lowest point, directions, trajectories, plan and time.
 
     Args:
         surface: Finished or not; what its provenance lacks (imported files) is left out.
@@ -38,6 +38,7 @@ def findings(surface: Surface) -> list[Finding]:
     facts = surface.provenance
     return [
         *_completeness(surface),
+        *_precision(surface),
         *_center(surface),
         *_lowest(surface),
         *_gradient(facts),
@@ -56,6 +57,24 @@ def center_index(surface: Surface) -> tuple[int, ...] | None:
             return None
         index.append(int(zero[0]))
     return tuple(index)
+
+
+def preview_note(surface: Surface) -> str | None:
+    """Return what must be said wherever a preview in bf16 is shown; None for a surface that is none."""
+    error = surface.provenance.get("plan", {}).get("preview_error")
+    if error is None:
+        return None
+    shown = [
+        f"{_percent(error[place])} at {words}" for place, words in (("center", "the center"), ("corner", "a corner"))
+    ]
+    return f"preview in bf16: relative error {', '.join(shown)}"
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "without limit (not finite)"
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"
 
 
 def border_sides(surface: Surface, index: tuple[int, ...]) -> list[str]:
@@ -81,6 +100,18 @@ def _completeness(surface: Surface) -> list[Finding]:
     return rows or [Finding("computed", f"all {surface.done.size:,} grid points, all values finite")]
 
 
+def _precision(surface: Surface) -> list[Finding]:
+    rows = []
+    note = preview_note(surface)
+    if note is not None:
+        text = f"{note.removeprefix('preview in ')}; a quick look, not to be read off or compared"
+        rows.append(Finding("preview", text, True))
+    audit = surface.provenance.get("audit")
+    if audit is not None:
+        rows.append(Finding("audit", audit["text"], audit["exceeded"]))
+    return rows
+
+
 def _center(surface: Surface) -> list[Finding]:
     index = center_index(surface)
     if index is None:
@@ -90,6 +121,7 @@ def _center(surface: Surface) -> list[Finding]:
     name = next(iter(surface.values))
     value = float(surface.values[name][index])
     rows = []
+    note = preview_note(surface)
     expected = surface.provenance.get("at_origin", {}).get(name)
     if expected is None:
         rows.append(Finding("center", f"{name} {value:.6g}"))
@@ -99,16 +131,18 @@ def _center(surface: Surface) -> list[Finding]:
         text = f"{name} {value:.6g} on the grid, {expected:.6g} of the network called plainly"
         policy = surface.provenance.get("settings", {}).get("batch-norm policy")
         meant = policy in ("batch", "recalibrated")  # there the network's own statistics are not used
-        if not agrees:
+        if note is not None:
+            text += ", a preview"
+        elif not agrees:
             text += f", with its own batch-norm statistics instead of {policy} ones" if meant else ": they differ"
-        rows.append(Finding("center", text, not agrees and not meant))
+        rows.append(Finding("center", text, not agrees and not meant and note is None))
     stored = surface.provenance.get("checkpoint", {}).get("loss")
     if stored is not None:
         agrees = math.isclose(value, stored, rel_tol=1e-3, abs_tol=1e-9)
         text = f"{name} {stored:.6g} when it was saved"
-        if not agrees:
+        if not agrees and note is None:
             text += ": other data, loss or batch-norm policy than in training?"
-        rows.append(Finding("checkpoint", text, not agrees))
+        rows.append(Finding("checkpoint", text, not agrees and note is None))
     return rows
 
 

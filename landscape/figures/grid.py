@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from landscape.figures.style import is_share, require_scale, unit_factor
+from landscape.sanity import preview_note
 from landscape.surface import Surface
 
 Array = np.ndarray
@@ -63,7 +64,8 @@ def drawn(surface: Surface, metric: str, scale: str = "linear") -> Drawn:
     """
     require_scale(scale)
     values = surface.metric(metric) * unit_factor(metric)
-    notes = []
+    preview = preview_note(surface)
+    notes = [] if preview is None else [preview]
     share = float(surface.done.mean())
     rows = tuple(np.arange(n) for n in surface.shape)
     if share < 1:

@@ -7,12 +7,14 @@ from plotly.subplots import make_subplots
 
 from landscape.figures.grid import to_height
 from landscape.figures.style import PALETTE, RUN_COLORS, escape, log_axis, new_figure
+from landscape.sanity import preview_note
 from landscape.surface import ProjectedTrajectory, Surface
 
 
 class _TrajectoryInfo(NamedTuple):
     runs: dict[str, ProjectedTrajectory]
     log_loss: bool
+    notes: tuple[str, ...]
 
 
 def plot_trajectory(surface: Surface, name: str | None = None) -> go.Figure:
@@ -31,7 +33,7 @@ def plot_trajectory(surface: Surface, name: str | None = None) -> go.Figure:
     """
     info = _trajectory_info(surface, name)
     panels = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    figure = new_figure("training run and slice", figure=panels)
+    figure = new_figure("training run and slice", info.notes, panels)
     several = len(info.runs) > 1
     for i, (run_name, run) in enumerate(info.runs.items()):
         label = escape(run_name)
@@ -78,4 +80,5 @@ def _trajectory_info(surface: Surface, name: str | None) -> _TrajectoryInfo:
     losses = [values for run in runs.values() for values in (run.loss, run.loss_on_slice)]
     # a log axis must not hide anything: every finite loss needs a logarithm
     log_loss = not any((to_height(values, "linear") <= 0).any() for values in losses)
-    return _TrajectoryInfo(runs, log_loss)
+    preview = preview_note(surface)
+    return _TrajectoryInfo(runs, log_loss, () if preview is None else (f"on the slice: {preview}",))
