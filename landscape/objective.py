@@ -1,11 +1,12 @@
 """The loss of a network as a function of `theta`, on fixed data, for any module and any loss.
 
-    L(theta) = 1/n sum_i loss(model_theta(x_i), y_i)
+    L(theta) = 1/n sum_i loss(model_theta(x_i), y_i) + penalty/2 ||theta||^2
 
 Chunks of samples are evaluated in the network's own precision and added in float64. The user's model is copied once
 and never touched: not its parameters, buffers, mode, gradients, nor the state of the random generators.
 """
 
+import copy
 import hashlib
 import math
 import numbers
@@ -50,6 +51,8 @@ class Objective:
         metrics: Further values by name, functions like `loss`. Default: the accuracy, for class indices.
         forward: `forward(model, batch) -> output`, where calling the model on the inputs is not what is needed.
         reduction: `"mean"` if a larger batch does not make the loss larger, `"sum"` if it does.
+        penalty: Weight penalty: `penalty/2 ||theta||^2` is part of the training loss, its gradient and its Hessian, but
+            not of the test loss.
         select: Which parameters form `theta`, see `parameters.layout`; the others keep their values.
         dtype: Evaluate in this precision; default: the model's own.
         device: Evaluate there; default: where the model is.
@@ -88,6 +91,7 @@ class Objective:
         metrics: Mapping[str, Metric] | None = None,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         reduction: str = "mean",
+        penalty: float = 0.0,
         select: Selection = "all",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -98,10 +102,13 @@ class Objective:
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         if batch_norm not in BATCH_NORM_POLICIES:
             raise ValueError(f"batch_norm must be one of {', '.join(BATCH_NORM_POLICIES)}, got {batch_norm!r}")
+        if not 0 <= penalty < math.inf:
+            raise ValueError(f"penalty must be a number from 0 on, got {penalty}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
         self.layout = layout(model, select)
         self.reduction = reduction
+        self.penalty = float(penalty)
         self.batch_norm = batch_norm
         self.loss = default_loss if loss is None else loss
         self.notes: list[str] = []
@@ -144,6 +151,26 @@ class Objective:
         self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Objective":
+        """Return the same objective on another device or in another precision, with the same chunks of samples.
+
+        Args:
+            device: Default: where it is.
+            dtype: Of parameters, floating-point buffers and data. Default: as they are.
+        """
+        if (device is None or torch.device(device) == self.device) and dtype in (None, self.dtype):
+            return self
+        moved = copy.copy(self)
+        moved.model = private_copy(self.model, device, dtype)
+        moved._program = Program(moved.model, self._program.custom)
+        moved.device = moved._program.device
+        moved.dtype = moved._program.dtypes[self.layout.names[0]]
+        moved.splits = {name: batches.to(moved.device, dtype) for name, batches in self.splits.items()}
+        moved.buffers = {n: t.clone() for n, t in moved.model.named_buffers() if t.is_floating_point()}
+        moved.origin = self.layout.flatten(dict(moved.model.named_parameters()))
+        moved.notes = list(self.notes)
+        return moved
+
     def evaluate(self, theta: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Evaluate loss and metrics on all data.
 
@@ -160,14 +187,24 @@ class Objective:
                 training = self.splits[""]
                 self._program.recalibrate(tensors, training.chunks(self._statistics_size(training)))
             self._program.set_norm_mode(self.batch_norm == "batch")
-            return {
+            values = {
                 prefix + name: value
                 for prefix, batches in self.splits.items()
                 for name, value in self._means(tensors, self._chunks(batches)).items()
             }
+        values["loss"] += self.penalty_at(theta)
+        return values
+
+    def penalty_at(self, theta: Tensor) -> float:
+        """Compute the weight penalty, `penalty/2 ||theta||^2`, of a point `[p]`."""
+        return self.penalty / 2 * float(theta.double().square().sum()) if self.penalty else 0.0
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """Compute the gradient of the training loss.
+        """Compute the gradient of the training loss, see `loss_and_gradient`."""
+        return self.loss_and_gradient(theta)[1]
+
+    def loss_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Compute the training loss and its gradient.
 
         Batch-norm statistics are held fixed at the origin's, whatever the policy, unless it is `"batch"`.
 
@@ -175,18 +212,33 @@ class Objective:
             theta: `[p]`.
 
         Returns:
-            `[p]` float64, the sum over chunks being taken in that precision.
+            The loss, and `[p]` float64, the sums over chunks being taken in that precision.
         """
-        batches = self.splits[""]
+        batches, loss = self.splits[""], 0.0
         total = torch.zeros(self.layout.p, dtype=torch.float64, device=self.device)
-        self._program.set_norm_mode(self.batch_norm == "batch")
         with self._program.quietly(gradients=True):
             point = theta.detach().to(self.device).requires_grad_()
             for batch in self._chunks(batches):
-                output, target = self._program.output(self._program.tensors(self.layout, point), batch)
-                value, weight = self.weigh(self.loss(output, target), batch_size(batch))
+                value, weight = self.batch_loss(point, batch)
+                loss += value.item() * weight
                 total += torch.autograd.grad(value, point)[0].double() * weight
-        return total if self.reduction == "sum" else total / batches.n_samples
+        if self.reduction == "mean":
+            loss, total = loss / batches.n_samples, total / batches.n_samples
+        return loss + self.penalty_at(theta), total + self.penalty * theta.to(total)
+
+    def batch_loss(self, theta: Tensor, batch: Any) -> tuple[Tensor, int]:
+        """Compute the training loss of a batch, without penalty, as a function that torch can differentiate.
+
+        Args:
+            theta: `[p]`.
+            batch: Of the training data.
+
+        Returns:
+            A 0-D float64 value, and the weight with which it enters the sum over all samples.
+        """
+        self._program.set_norm_mode(self.batch_norm == "batch")
+        output, target = self._program.output(self._program.tensors(self.layout, theta), batch)
+        return self.weigh(self.loss(output, target), batch_size(batch))
 
     def hessian_products(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Multiply the Hessian of the training loss with vectors, by differentiating twice (Pearlmutter 1994).
@@ -210,14 +262,12 @@ class Objective:
             raise ValueError(f"vectors need shape [m, {self.layout.p}], got {tuple(vectors.shape)}")
         batches = self.splits[""]
         total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-        self._program.set_norm_mode(self.batch_norm == "batch")
         # fused attention has no second derivative, the plain one has
         with self._program.quietly(gradients=True), sdpa_kernel(SDPBackend.MATH):
             point = theta.detach().to(self.device).requires_grad_()
             rows = vectors.detach().to(point)
             for batch in self._chunks(batches):
-                output, target = self._program.output(self._program.tensors(self.layout, point), batch)
-                value, weight = self.weigh(self.loss(output, target), batch_size(batch))
+                value, weight = self.batch_loss(point, batch)
                 (gradient,) = torch.autograd.grad(value, point, create_graph=True)
                 if not gradient.requires_grad:  # the loss is linear in theta
                     continue
@@ -226,7 +276,9 @@ class Objective:
                         gradient, point, row, retain_graph=i < len(rows) - 1, materialize_grads=True
                     )
                     total[i] += product.double() * weight
-        return total if self.reduction == "sum" else total / batches.n_samples
+        if self.reduction == "mean":
+            total /= batches.n_samples
+        return total + self.penalty * vectors.to(total)
 
     def gradient_norm(self) -> float | None:
         """Compute the Euclidean norm of the gradient at the origin; None if the loss cannot be differentiated."""
@@ -244,17 +296,20 @@ class Objective:
         """
         with self._program.quietly():
             self._program.set_norm_mode(False)
-            return {
+            values = {
                 prefix + name: value
                 for prefix, batches in self.splits.items()
                 for name, value in self._means(None, batches.chunks(self._plain_size(batches))).items()
             }
+        values["loss"] += self.penalty_at(self.origin)
+        return values
 
     def settings(self) -> dict[str, object]:
         """Return how loss and metrics are defined, in words and numbers (JSON-able)."""
         return {
             "metrics": {name: describe_callable(function) for name, function in self.metrics.items()},
             "reduction": self.reduction,
+            "penalty": self.penalty,
             "batch-norm policy": self.batch_norm if self.has_batch_norm else "no batch norm in the model",
             "dtype": str(self.dtype).removeprefix("torch."),
             "model": type(self.model).__name__,
@@ -278,6 +333,7 @@ class Objective:
             "forward": describe_callable(self._program.custom or call_model),
             "fixed parameters and buffers": self._program.digest_of_fixed(self.layout.names),
             "batches": self._digest_of_batches(),
+            **({"penalty": repr(self.penalty)} if self.penalty else {}),
         }
 
     def _digest_of_batches(self) -> str:

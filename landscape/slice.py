@@ -54,6 +54,12 @@ class Slice:
         """Number of directions."""
         return len(self.directions)
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Slice":
+        """Return the same slice on another device or in another precision."""
+        origin, directions = self.origin.to(device, dtype), self.directions.to(device, dtype)
+        buffers = {name: change.to(device, dtype) for name, change in self.buffer_directions.items()}
+        return Slice(origin, directions, self.info, self.extent, buffers)
+
     def at(self, coordinates: Sequence[float] | np.ndarray | Tensor) -> Tensor:
         """Return the point with the given coordinates, from the origin in one expression.
 

@@ -1,0 +1,1 @@
+"""Polish, certify, identify and count the minima that restarts found."""
