@@ -4,14 +4,16 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from landscape.evaluation.grid import coarse_to_fine
-from landscape.evaluation.plan import RTOL, Plan, make_plan, relative_difference
+from landscape.evaluation.plan import RTOL, Plan
 from landscape.evaluation.question import axes_of, check_same_values, fingerprint_of, provenance_of
-from landscape.evaluation.reference import reference_values
+from landscape.evaluation.spread import Job, plan_for, work_maker
 from landscape.objective import Objective
 from landscape.slice import Slice
 from landscape.surface import (
@@ -21,6 +23,7 @@ from landscape.surface import (
     empty_surface,
 )
 from landscape.trajectory import Trajectory
+from landscape.workers import Workers, open_workers
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ def evaluate(
     interval: float = 2.0,
     checkpoint: Mapping[str, object] | None = None,
     engine: str = "auto",
+    memory: int | None = None,
+    workers: int | str | Sequence[str] | Workers = 1,
 ) -> Surface:
     """Evaluate loss and metrics on a grid of a slice.
 
@@ -60,7 +65,10 @@ def evaluate(
         progress: Show a progress bar with the time left.
         interval: Seconds between two writes of the values.
         checkpoint: What is known of the network (path, its loss, ...), kept with the surface.
-        engine: `"auto"`, or `"reference"` for the plan that serves every module.
+        engine: `"auto"`, `"reference"` for the plan that serves every module, or `"preview"` for a quick look in bf16.
+        memory: Bytes that the plan may take. Default: see `make_plan`.
+        workers: How many processes share the work; or the device of each, such as `["cuda:0", "cuda:1"]`; or `"cuda"`
+            for all GPUs of the machine; or a `LocalWorkers` or `ClusterWorkers` that is kept for more than one surface.
 
     Returns:
         The surface, with its provenance and the numbers of the sanity report.
@@ -86,51 +94,64 @@ def evaluate(
     fresh = surface.provenance = provenance_of(objective, slice, checkpoint)
     fingerprint = fingerprint_of(objective, slice, surface)
     ranges = np.array([(axis[0], axis[-1]) for axis in surface.axes.values()])
-    if path is None or not os.path.exists(path):
-        plan = make_plan(objective, slice, engine=engine, ranges=ranges)
-        fresh["plan"] = plan.stored()
-        store = SurfaceStore(surface, fingerprint, path, interval)
-    else:
-        store = SurfaceStore(surface, fingerprint, path, interval)
-        check_same_values(surface, fresh)
-        # what goes on must not change the plan, or the last digits would depend on when it was interrupted
-        begun = surface.provenance["plan"]
-        plan = make_plan(objective, slice, engine=engine, ranges=ranges, stored=begun)
-        if plan.name != begun["name"]:
-            log.warning("begun with the %s plan, continued with the %s plan", begun["name"], plan.name)
-            surface.provenance["plan"] = plan.stored()
-            surface.provenance["plan"]["notes"].append(f"begun with the {begun['name']} plan")
-    log.info("%s", plan.describe())
+    with ExitStack() as stack:
+        team = open_workers(workers, stack)
+        job = Job(objective, slice, engine, ranges, memory)
+        if path is None or not os.path.exists(path):
+            plan = plan_for(job, team)
+            fresh["plan"] = plan.stored()
+            fresh["machine"]["workers"] = len(team.devices)
+            store = SurfaceStore(surface, fingerprint, path, interval)
+        else:
+            store = SurfaceStore(surface, fingerprint, path, interval)
+            check_same_values(surface, fresh)
+            # what goes on must not change the plan, or the last digits would depend on when it was interrupted
+            begun = surface.provenance["plan"]
+            plan = plan_for(job, team, begun)
+            if plan.name != begun["name"]:
+                log.warning("begun with the %s plan, continued with the %s plan", begun["name"], plan.name)
+                surface.provenance["plan"] = plan.stored()
+                surface.provenance["plan"]["notes"].append(f"begun with the {begun['name']} plan")
+        log.info("%s", plan.describe())
 
-    start = time.perf_counter()
-    before = surface.provenance["seconds"]
-    try:
-        if not _fill(store, plan, objective, slice, progress):
-            plan = make_plan(objective, slice, engine="reference")
-            surface.provenance["plan"] = plan.stored()
-            store.finish()  # the file must not name the plan that went wrong while the new values come in
-            _fill(store, plan, objective, slice, progress)
-        for name, trajectory in (trajectories or {}).items():
-            if name not in surface.trajectories:
-                surface.trajectories[name] = project_trajectory(objective, slice, trajectory, plan, progress)
-    finally:
-        surface.provenance["seconds"] = before + time.perf_counter() - start
-        store.finish()
+        start = time.perf_counter()
+        before = surface.provenance["seconds"]
+        try:
+            if not _fill(store, plan, job, team, progress):
+                plan = plan_for(replace(job, engine="reference"), team)
+                surface.provenance["plan"] = plan.stored()
+                store.finish()  # the file must not name the plan that went wrong while the new values come in
+                _fill(store, plan, job, team, progress)
+            for name, trajectory in (trajectories or {}).items():
+                if name not in surface.trajectories:
+                    surface.trajectories[name] = project_trajectory(objective, slice, trajectory, plan, progress)
+        finally:
+            surface.provenance["seconds"] = before + time.perf_counter() - start
+            store.finish()
     return surface
 
 
-def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, progress: bool) -> bool:
+def _fill(store: SurfaceStore, plan: Plan, job: Job, team: Workers, progress: bool) -> bool:
     """Evaluate what is not done, coarse to fine; False if a point turned out to differ from the reference.
 
-    Points are handed over in groups that are always cut alike, so that a surface continued has the digits of one that
-    was never interrupted.
+    Points are handed over in groups that are always cut alike, so that a surface continued, or computed by several
+    workers, has the digits of one that was never interrupted.
     """
     surface = store.surface
     order = coarse_to_fine(surface.shape)
     coordinates = np.stack([axis[order[:, i]] for i, axis in enumerate(surface.axes.values())], axis=1)
-    reference = reference_values(objective, slice, objective.chunk_size) if plan.name != "reference" else None
-    row, next_check = surface.shape[-1], surface.shape[-1]
-    n_filled = 0
+    row = surface.shape[-1]
+    n_filled, next_check = 0, row
+    groups, tasks = [], []
+    for first in range(0, len(order), plan.group):
+        group = [tuple(index) for index in order[first : first + plan.group]]
+        missing = [j for j, index in enumerate(group) if not surface.done[index]]
+        if missing:
+            n_filled += len(missing)
+            due = plan.rechecked and n_filled >= next_check
+            next_check += row if due else 0
+            groups.append({j: group[j] for j in missing})
+            tasks.append((coordinates[first : first + plan.group], due))
     with tqdm(
         total=surface.done.size,
         initial=int(surface.done.sum()),
@@ -138,27 +159,16 @@ def _fill(store: SurfaceStore, plan: Plan, objective: Objective, slice: Slice, p
         unit="point",
         disable=not progress,
     ) as bar:
-        for first in range(0, len(order), plan.group):
-            group = [tuple(index) for index in order[first : first + plan.group]]
-            if all(surface.done[index] for index in group):
-                continue
-            values = plan.values(coordinates[first : first + plan.group])
-            missing = [(j, index) for j, index in enumerate(group) if not surface.done[index]]
-            for j, index in missing:
+        for i, (values, difference) in team.run(work_maker(job, plan, team), tasks):
+            for j, index in groups[i].items():
                 store.record(index, {name: array[j] for name, array in values.items()})
-            n_filled += len(missing)
-            bar.update(len(missing))
-            if reference is not None and n_filled >= next_check:
-                next_check += row
-                last = {name: array[-1:] for name, array in values.items()}
-                point = coordinates[first : first + plan.group][-1:]
-                difference = relative_difference(last, reference(point))
-                if not difference <= RTOL:
-                    log.warning(
-                        "at %s the plan differs from the reference by %.1e: doing it all anew", point, difference
-                    )
-                    surface.done[:] = False
-                    return False
+            bar.update(len(groups[i]))
+            if plan.rechecked and not difference <= RTOL:
+                log.warning(
+                    "at %s the plan differs from the reference by %.1e: doing it all anew", tasks[i][0][-1], difference
+                )
+                surface.done[:] = False
+                return False
     return True
 
 

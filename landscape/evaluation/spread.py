@@ -1,0 +1,116 @@
+"""The same points, the same plan, by one process or by many: what workers are sent and what they do with it."""
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from landscape.evaluation.memory import memory_budget
+from landscape.evaluation.plan import Plan, Values, make_plan, relative_difference
+from landscape.evaluation.reference import reference_values
+from landscape.objective import Objective
+from landscape.slice import Slice
+from landscape.workers import Make, ThisProcess, Workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """What plans are made of, see `make_plan`."""
+
+    objective: Objective
+    slice: Slice
+    engine: str
+    ranges: np.ndarray
+    memory: int | None
+
+    def plan(self, stored: dict | None = None) -> Plan:
+        """Make a plan, a stored one again."""
+        return make_plan(
+            self.objective, self.slice, engine=self.engine, ranges=self.ranges, memory=self.memory, stored=stored
+        )
+
+    def on(self, device: str | None, share: int) -> "Job":
+        """Return the job for one of so many workers that share the memory of the machine."""
+        objective = self.objective.to(device)
+        memory = memory_budget(self.memory, objective.device) // (share if device is None else 1)
+        return Job(objective, self.slice.to(device), self.engine, self.ranges, memory)
+
+
+def plan_for(job: Job, team: Workers, stored: dict | None = None) -> Plan:
+    """Choose the plan that all workers use: here where they are processors like this one, else on one of them."""
+    share = len(team.devices)
+    if team.devices[0] is None:
+        with _threads(team.threads):  # tuned under their conditions
+            return job.on(None, share).plan(stored)
+    ((_, found),) = team.run(partial(_planner, job, share), [stored])
+    name, notes, settings = found
+
+    def values(coordinates: np.ndarray) -> dict[str, np.ndarray]:
+        ((_, (found, _)),) = team.run(partial(_again, job, plan.stored(), share), [(coordinates, False)])
+        return found
+
+    plan = Plan(name, notes, settings, values)  # `values` sends its points to a worker, too
+    return plan
+
+
+def work_maker(job: Job, plan: Plan, team: Workers) -> Make:
+    """Return what makes, on each worker, the function that evaluates a group of points, see `_work`."""
+    if isinstance(team, ThisProcess):
+        return lambda device: partial(_work, plan.values, _reference(job) if plan.rechecked else None)
+    return partial(_again, job, plan.stored(), len(team.devices))
+
+
+def _work(
+    values: Values, reference: Values | None, task: tuple[np.ndarray, bool]
+) -> tuple[dict[str, np.ndarray], float]:
+    """Evaluate coordinates `[m, k]`; if told to, compare the last point with the reference (relative difference)."""
+    coordinates, compare = task
+    found = values(coordinates)
+    if reference is None or not compare:
+        return found, 0.0
+    last = {name: array[-1:] for name, array in found.items()}
+    return found, relative_difference(last, reference(coordinates[-1:]))
+
+
+def _again(job: Job, stored: dict, share: int, device: str | None) -> Callable[[Any], Any]:
+    """Make a plan again, on a worker."""
+    job = job.on(device, share)
+    plan = job.plan(stored)
+    if plan.name != stored["name"]:
+        raise RuntimeError(
+            f"a worker on {platform.node()} cannot use the {stored['name']} plan ({'; '.join(plan.notes)}): install "
+            "the same versions on all machines, or use engine='reference'"
+        )
+    return partial(_work, plan.values, _reference(job) if plan.rechecked else None)
+
+
+def _planner(job: Job, share: int, device: str | None) -> Callable[[Any], Any]:
+    """Make a plan on a worker, to be described elsewhere."""
+
+    def choose(stored: dict | None) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        plan = job.on(device, share).plan(stored)
+        return plan.name, plan.notes, plan.settings
+
+    return choose
+
+
+def _reference(job: Job) -> Values:
+    return reference_values(job.objective, job.slice, job.objective.chunk_size)
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if n is None or n == before:
+        yield
+        return
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
