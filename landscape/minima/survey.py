@@ -1,0 +1,280 @@
+"""From the runs of a study to the distinct minima: polish, certify, identify, keep."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from landscape.catalog import KIND, MINIMA, Catalog
+from landscape.curvature import trace
+from landscape.data import split_batch
+from landscape.losses import Metric, is_cross_entropy
+from landscape.minima.certify import Found, find_minima
+from landscape.minima.identify import identify, network_outputs
+from landscape.minima.polish import GTOL
+from landscape.objective import Objective
+from landscape.parameters import Layout
+from landscape.rows import RowsWriter, find_files, parts_folder, read_column, read_rows
+from landscape.study import Study
+from landscape.symmetry import symmetries
+from landscape.training import EVALUATION_CHUNK
+from landscape.workers import Workers, open_workers
+
+BATCH = 20  # runs that are polished, and lost by a kill, together
+SAMPLES = 512  # on which the outputs of two networks are compared
+_Columns = dict[str, np.ndarray]
+
+
+def survey_minima(
+    study: Study,
+    network: nn.Module,
+    data: Any,
+    path: str | os.PathLike,
+    *,
+    test: Any = None,
+    loss: Metric | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    runs: Sequence[int] | None = None,
+    relation: str = "symmetry",
+    tolerance: float = 1e-3,
+    atol_loss: float = 1e-6,
+    gtol: float = GTOL,
+    max_steps: int = 5000,
+    max_escapes: int = 10,
+    workers: int | str | Sequence[str] | Workers = 1,
+    batch: int = BATCH,
+    progress: bool = True,
+) -> Catalog:
+    """Descend from the ends of all runs to certified critical points, and find the distinct minima among them.
+
+    The objective is that of the study, penalty included, in float64 on the same data. Runs that diverged are left out.
+    A path that holds a part of the same survey is continued.
+
+    Args:
+        study: The runs.
+        network: One of the study's architecture; its values do not matter.
+        data: The training data of the study.
+        path: HDF5 file, see `landscape.catalog`.
+        test: Further data, evaluated at the critical points.
+        loss: The study's loss.
+        metrics: Further values.
+        runs: Which runs. Default: all.
+        relation: What makes two minima the same, see `identify`: `"symmetry"` or `"function"`, the latter compared on
+            512 samples.
+        tolerance: Largest relative distance of two that are the same.
+        atol_loss: Largest difference of their losses.
+        gtol: Relative gradient norm to reach, see `polish`.
+        max_steps: Steps of a descent at most.
+        max_escapes: Saddles that a descent leaves at most.
+        workers: Processes or devices that share the work, see `evaluate`.
+        batch: Runs that are polished together, and that a kill loses.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: Network or data are not those of the study, or the file holds another survey.
+    """
+    job = _Job(
+        *(network, data, test, loss, metrics, float(study.provenance["settings"]["penalty"])),
+        *(gtol, max_steps, max_escapes, study.path),
+    )
+    objective = job.objective(network)
+    _check_same(study, objective)
+    question = {"gtol": gtol, "max steps": max_steps, "max escapes": max_escapes, "study": study.fingerprint}
+    record = {
+        "settings": list(study.settings),
+        "provenance": {**study.provenance, "study": str(study.path), "question": question},
+        "identification": None,
+    }
+    wanted = np.flatnonzero(~study.diverged) if runs is None else np.unique(np.asarray(runs, dtype=int))
+    done = _done(Path(path), question)
+    missing = [int(i) for i in wanted if int(i) not in done]
+    writer = RowsWriter(path, KIND, record)
+    tasks = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+    with (
+        ExitStack() as stack,
+        tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="minima", disable=not progress) as bar,
+    ):
+        team = open_workers(workers, stack)
+        for i, columns in team.run(partial(_polisher, job), tasks):
+            rows = np.array(tasks[i])
+            own = {"run": rows, "setting": study.setting[rows], "seed": study.seed[rows]}
+            writer.add({**own, **columns}, i)
+            bar.update(len(rows))
+    writer.finish()
+    found = _identify(Path(path), job, objective, relation, tolerance, atol_loss)
+    writer.finish({**record, "identification": found})
+    return Catalog.load(path)
+
+
+@dataclass(frozen=True)
+class _Job:
+    network: nn.Module
+    data: Any
+    test: Any
+    loss: Metric | None
+    metrics: Mapping[str, Metric] | None
+    penalty: float
+    gtol: float
+    max_steps: int
+    max_escapes: int
+    study: Path
+
+    def objective(self, network: nn.Module) -> Objective:
+        return Objective(
+            network,
+            self.data,
+            test=self.test,
+            loss=self.loss,
+            metrics=self.metrics,
+            penalty=self.penalty,
+            chunk_size=EVALUATION_CHUNK,
+        )
+
+
+def _polisher(job: _Job, device: str | None) -> Callable[[list[int]], _Columns]:
+    """Return, on a worker, the function that descends from some runs of the study."""
+    study = Study.load(job.study)
+    shared = job.objective(job.network).to(device, torch.float64)
+
+    def work(runs: list[int]) -> _Columns:
+        thetas = torch.as_tensor(study.thetas(np.array(runs)), dtype=torch.float64, device=shared.device)
+        buffers = study.buffers(np.array(runs))
+        if not buffers.shape[1]:
+            return _columns(shared, thetas, _descend(job, shared, thetas), buffers)
+        parts = []  # each network has statistics of its own
+        for theta, row in zip(thetas[:, None], buffers[:, None], strict=True):
+            own = job.objective(_with_buffers(job.network, row[0])).to(device, torch.float64)
+            parts.append(_columns(own, theta, _descend(job, own, theta), row))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return work
+
+
+def _descend(job: _Job, objective: Objective, thetas: Tensor) -> list[Found]:
+    return find_minima(
+        *(objective, thetas),
+        gtol=job.gtol,
+        max_steps=job.max_steps,
+        max_escapes=job.max_escapes,
+        progress=False,
+    )
+
+
+def _columns(objective: Objective, starts: Tensor, found: list[Found], buffers: np.ndarray) -> _Columns:
+    thetas = torch.stack([one.polished.theta for one in found])
+    columns: dict[str, list] = {name: [] for name in ("n_negative", "n_flat", "smallest", "largest", "trace")}
+    metrics: dict[str, list[float]] = {}
+    for one, theta in zip(found, thetas, strict=True):
+        for name, value in _curvature(objective, one, theta).items():
+            columns[name].append(value)
+        for name, value in objective.evaluate(theta).items():
+            metrics.setdefault(name, []).append(value)
+        metrics["loss"][-1] -= objective.penalty_at(theta)
+    return {
+        "kind": np.array([one.certificate.kind for one in found], dtype=object),
+        "loss": np.array([one.certificate.loss for one in found]),
+        "gradient_norm": np.array([one.certificate.gradient_norm for one in found]),
+        "n_steps": np.array([one.polished.n_steps for one in found]),
+        "n_escapes": np.array([len(one.saddles) for one in found]),
+        "moved": (thetas - starts).norm(dim=1).cpu().numpy(),
+        **{name: np.array(values) for name, values in columns.items()},
+        **{f"metric/{name}": np.array(values) for name, values in metrics.items()},
+        "theta": thetas.cpu().numpy(),
+        "buffers": buffers,
+    }
+
+
+def _curvature(objective: Objective, found: Found, theta: Tensor) -> dict[str, float]:
+    index = found.certificate.index
+    if index is None:
+        return {"n_negative": -1, "n_flat": -1, "smallest": np.nan, "largest": np.nan, "trace": np.nan}
+    all_known = len(index.values) == objective.layout.p
+    return {
+        "n_negative": index.n_negative,
+        "n_flat": index.n_flat,
+        "smallest": float(index.values[0]),
+        "largest": index.largest,
+        "trace": float(index.values.sum()) if all_known else trace(objective, theta).value,
+    }
+
+
+def _identify(
+    path: Path, job: _Job, objective: Objective, relation: str, tolerance: float, atol_loss: float
+) -> dict[str, Any]:
+    """Identify the certified minima among the rows of a file; what is no minimum has label -1."""
+    columns, _ = read_rows(path, KIND, but=("theta", "buffers"))
+    n = len(columns["run"])
+    thetas = torch.as_tensor(read_column(path, KIND, "theta", np.arange(n)))
+    losses = np.where(np.isin(columns["kind"], MINIMA), columns["loss"], np.nan)
+    sample = split_batch(next(objective.splits[""].chunks(SAMPLES if objective.splits[""].stackable else None)))[0]
+    outputs = of_network = None
+    if relation == "function":
+        outputs = network_outputs(objective.to(dtype=torch.float64), thetas, SAMPLES)
+    else:
+        of_network = symmetries(job.network, sample)
+    softmax = objective.is_classification and is_cross_entropy(objective.loss)
+    found = identify(
+        thetas,
+        losses,
+        symmetries=of_network,
+        outputs=outputs,
+        relation=relation,
+        atol_loss=atol_loss,
+        tolerance=tolerance,
+        softmax=softmax and relation == "function",
+    )
+    return {
+        "labels": found.labels.tolist(),
+        "relation": found.relation,
+        "tolerance": tolerance,
+        "heights": [float(height) for height in found.heights if np.isfinite(height)],
+        "notes": [] if of_network is None else list(of_network.notes),
+    }
+
+
+def _check_same(study: Study, objective: Objective) -> None:
+    fresh = objective.fingerprint()
+    differing = [
+        key
+        for key in ("training_data", "model", "parameters", "loss and metrics")
+        if study.fingerprint[key] != fresh[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"network, data or loss are not those of the study {study.path}; what differs: {', '.join(differing)}"
+        )
+
+
+def _done(path: Path, question: dict) -> set[int]:
+    """Return the runs that are in the file already."""
+    if not find_files(path, KIND):
+        return set()
+    columns, record = read_rows(path, KIND, but=("theta", "buffers"))
+    before = record["provenance"]["question"]
+    if differing := [key for key in question if before.get(key) != question[key]]:
+        raise ValueError(
+            f"{path} holds another survey; what differs: {', '.join(differing)}. Choose another file name, or delete "
+            f"it and {parts_folder(path).name}"
+        )
+    return set(columns["run"].tolist())
+
+
+def _with_buffers(network: nn.Module, row: np.ndarray) -> nn.Module:
+    """Return a copy of a network with the floating-point buffers `[q]` of a run."""
+    own = copy.deepcopy(network)
+    persistent = own.state_dict().keys()
+    tensors = {n: b for n, b in own.named_buffers() if n in persistent and b.is_floating_point()}
+    parts = Layout(tuple(tensors), tuple(tuple(b.shape) for b in tensors.values())).unflatten(torch.as_tensor(row))
+    with torch.no_grad():
+        for name, part in parts.items():
+            tensors[name].copy_(part)
+    return own
