@@ -1,247 +1,236 @@
 """Time the evaluation of surfaces against the best peers and the floor of this machine.
 
-Five workloads on real data (MNIST and CIFAR-10, from the folder that LANDSCAPE_DATA names). All contenders compute the
-same loss; they take turns in rounds, and ratios are taken within a round, since the speed of a shared machine drifts.
+Five networks of growing size on real data (MNIST and CIFAR-10, from the folder that LANDSCAPE_DATA names), and F, a
+transformer, whose layers no rewrite matches. All contenders compute the same loss with the same batches, the fastest
+for a plain pass over the data; how each is called is said in contenders.py. They take turns in rounds, and ratios are
+taken within a round, since the speed of a shared machine drifts. The networks are trained a little, so that the loss at
+the center is small.
 
-- landscape: the plan that is chosen by itself. Matching, tuning and checking it is timed apart, once per surface.
-- functional_call: torch's own call at one point after the other, with the best chunk size: our reference plan.
-- loss-landscapes (PyPI): `random_plane` with the whole data as one tensor.
-- losscape (PyPI): `_set_weights` and `compute_loss` on preloaded batches of 128.
+The floor is that of a program that runs one layer after the other, in float32, without waiting for anything:
 
-The floor is the time that the multiplications left after the affine first layer would take at the rate of a large
-float32 matrix product, measured here.
+    floor = multiplications of all layers but the first / rate of a large matrix product
+          + min(those of the first / that rate, its responses, kept for origin and two directions / memory bandwidth)
+          + outputs of all layers, written once and read once / cache bandwidth
 
-    python scripts/benchmarks/evaluation.py [--rounds 5] [--only A B] [--out results/benchmarks]
+with kept responses read once per group of points that go together. Only kernels that fuse layers can go below; what
+activation functions cost is not in it.
+
+Memory is what a process of its own needs above code, network and data, to evaluate two points, or one group of points
+where points go together. Errors are relative to float64, at the center and far from it.
+
+    python scripts/benchmarks/evaluation.py [--rounds 4] [--only A B] [--quick] [--out results/benchmarks]
 """
 
-import argparse
-import copy
 import json
-import platform
-import resource
+import tempfile
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-import loss_landscapes
-import numpy as np
-import plotly.graph_objects as go
 import torch
-from loss_landscapes.metrics import Loss
-from losscape.compute_loss import compute_loss
-from losscape.create_directions import create_random_directions
-from losscape.create_landscape import _set_weights
+from contenders import CONTENDERS, MISSING, OWN, Problem, best_batch, landscape, plan_of, two_processes
+from harness import (
+    Rates,
+    bars,
+    in_process,
+    interleaved,
+    machine_facts,
+    measure_rates,
+    options,
+    peak_memory,
+    rates_measured,
+    span,
+    speedup,
+    spread,
+    table,
+    write,
+)
 from torch import nn
-from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from workloads import WORKLOADS, make
 
-from landscape.data import Dataset, load
-from landscape.directions import random_directions
-from landscape.evaluation import make_plan
-from landscape.figures import save_figure
-from landscape.figures.style import new_figure
-from landscape.models import build
+from landscape import evaluate, random_directions
+from landscape.data import Dataset
 from landscape.objective import Objective
-from landscape.storage import replacing
+from landscape.parameters import layout
+from landscape.workers import LocalWorkers
 
-MNIST = {"input_shape": [1, 28, 28], "classes": 10}
-WIDE = {"widths": [256, 256], "activation": "relu"}
-WORKLOADS = {
-    "A": ("784-10-10-10-10-10 tanh, 50,000 MNIST", "mlp", MNIST, "mnist", 50_000, 64),
-    "B": ("784-256-256-10 ReLU, 10,000 MNIST", "mlp", {**MNIST, **WIDE}, "mnist", 10_000, 32),
-    "C": ("LeNet-5 ReLU, 5,000 MNIST", "lenet", {**MNIST, "activation": "relu"}, "mnist", 5_000, 16),
-    "D": ("ResNet-20, 1,000 CIFAR-10", "resnet", {"depth": 20}, "cifar10", 1_000, 3),
-    "E": ("ResNet-56, 500 CIFAR-10", "resnet", {"depth": 56}, "cifar10", 500, 2),
-}  # fmt: skip
-FAR = np.array([0.7, -0.6])
+TWO = "landscape, 2 processes"
+PRESENT = [name for name in CONTENDERS if name not in MISSING]
 
 
-def contenders(model: nn.Module, data: Dataset, n: int) -> tuple[dict[str, Callable[[], float]], dict]:
-    """Return functions that evaluate some points and say how many seconds each took, and what was found on the way."""
-    objective = Objective(model, data, metrics={})
-    plane = random_directions(objective)
-    start = time.perf_counter()
-    plan = make_plan(objective, plane)
-    setup = time.perf_counter() - start
-    reference = make_plan(objective, plane, engine="reference")
-    points = np.random.default_rng(0).uniform(-1, 1, (n, 2))
-    few = points[: max(2, n // 8)]
-    wide = Objective(model, data, metrics={}, dtype=torch.float64, chunk_size=objective.chunk_size)
-    wide_plane = type(plane)(wide.origin, plane.directions.double(), plane.info, plane.extent)
-    truth = make_plan(wide, wide_plane, engine="reference")
-    errors = {
-        place: abs(plan.values(at[None])["loss"][0] / truth.values(at[None])["loss"][0] - 1)
-        for place, at in (("center", np.zeros(2)), ("far", FAR))
-    }
-
-    def timed(values: Callable, at: np.ndarray) -> Callable[[], float]:
-        def run() -> float:
-            begin = time.perf_counter()
-            values(at)
-            return (time.perf_counter() - begin) / len(at)
-
-        return run
-
-    found = {
-        "landscape": timed(plan.values, points),
-        "functional_call": timed(reference.values, few),
-        **peers(model, data),
-    }
-    facts = {"plan": plan.describe(), "setup_seconds": setup, "relative_error": errors, "points": n}
-    return found, facts
-
-
-def peers(model: nn.Module, data: Dataset) -> dict[str, Callable[[], float]]:
-    """Return the peers, each with its best batch size."""
-    own, other = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-    metric = Loss(F.cross_entropy, data.inputs, data.targets)
-    weights = [parameter.data for parameter in other.parameters()]
-    directions = create_random_directions(other)
-    batches = list(zip(data.inputs.split(128), data.targets.split(128), strict=True))
-
-    def run_loss_landscapes() -> float:
-        begin = time.perf_counter()
-        with torch.no_grad():
-            # its filter normalization divides by zero where biases are zero; the time is the same
-            loss_landscapes.random_plane(own, metric, distance=1, steps=2, normalization="model")
-        return (time.perf_counter() - begin) / 4
-
-    def run_losscape() -> float:
-        begin = time.perf_counter()
-        for step in ((0.1, 0.2), (-0.3, 0.4)):
-            _set_weights(other, weights, directions, np.array(step))
-            compute_loss(other, batches, None, F.cross_entropy, len(batches))
-        return (time.perf_counter() - begin) / 2
-
-    return {"loss-landscapes": run_loss_landscapes, "losscape": run_losscape}
-
-
-def floor_seconds(model: nn.Module, data: Dataset, rate: float) -> float:
-    """Return the seconds per point that the products after an affine first layer take at a rate in flop/s."""
-    flops: list[float] = []
+def work_per_sample(model: nn.Module, data: Dataset) -> dict[str, float]:
+    """Return what one sample takes: flop of the first layer and of all others, and numbers that layers put out."""
+    outputs: list[int] = []
+    first: list[float] = []
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        fan = module.weight[0].numel()
-        flops.append(2.0 * fan * output[0].numel() * len(data))
+        outputs.append(output[0].numel())
+        if len(outputs) == 1:
+            first.append(2.0 * module.weight[0].numel() * outputs[0])
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    with torch.no_grad():
-        model.eval()(data.inputs[:1])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(data.inputs[:1])
     for hook in hooks:
         hook.remove()
-    return sum(flops[1:]) / rate
-
-
-def gemm_rate(n: int = 2048) -> float:
-    """Return the flop/s of a large float32 matrix product, the best of ten."""
-    a, b = torch.randn(n, n), torch.randn(n, n)
-    best = float("inf")
-    for _ in range(10):
-        begin = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
-
-
-def measure(name: str, rounds: int, rate: float) -> dict:
-    """Run one workload: all contenders in turn, round after round."""
-    title, network, arguments, data_name, n_samples, n_points = WORKLOADS[name]
-    data = load(data_name, limit=n_samples)
-    model = build(network, seed=0, **arguments).eval()
-    runs, facts = contenders(model, data, n_points)
-    seconds: dict[str, list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        run()  # not counted
-    for _ in range(rounds):
-        for key, run in runs.items():
-            seconds[key].append(run())
-    own = np.array(seconds["landscape"])
-    others = np.array([values for key, values in seconds.items() if key != "landscape"])
-    ratio = others.min(axis=0) / own
-    floor = floor_seconds(model, data, rate)
     return {
-        "workload": title,
-        "seconds_per_point": {
-            key: {"min": min(v), "median": float(np.median(v)), "max": max(v)} for key, v in seconds.items()
-        },
-        "ratio_to_best_peer": {"min": ratio.min(), "median": float(np.median(ratio)), "max": ratio.max()},
-        "floor_seconds": floor,
-        "times_floor": float(np.median(own) / floor),
-        **facts,
+        "first": first[0],
+        "others": counter.get_total_flops() - first[0],
+        "responses": outputs[0],
+        "outputs": sum(outputs),
     }
 
 
-def table(results: dict) -> str:
-    """Return the results as a Markdown table."""
-    keys = list(dict.fromkeys(key for entry in results.values() for key in entry["seconds_per_point"]))
-    head = [
-        "",
-        "workload",
-        *(f"{key}, ms" for key in keys),
-        "ratio to the best peer",
-        "times floor",
-        "error center / far",
-    ]
-    rows = [head, ["---"] * len(head)]
+def floor_seconds(work: dict[str, float], n_samples: int, group: int, rates: Rates) -> dict[str, float]:
+    """Return the floor of a point in seconds, by part, see above.
+
+    Args:
+        work: Of one sample, see `work_per_sample`.
+        n_samples: How many.
+        group: Points that go together.
+        rates: Of this machine.
+    """
+    kept = 3 * 4 * work["responses"] * n_samples / group / rates.memory
+    return {
+        "products": work["others"] * n_samples / rates.products,
+        "first layer": min(work["first"] * n_samples / rates.products, kept),
+        "outputs": 2 * 4 * work["outputs"] * n_samples / rates.cache,
+    }
+
+
+def measure(name: str, rounds: int, rates: Rates, quick: bool) -> dict:
+    """Run one workload: all contenders in turn, round after round."""
+    workload = WORKLOADS[name]
+    model, data = make(name, quick=quick)
+    batch = best_batch(model, data)
+    plane = random_directions(Objective(model, data, metrics={}, chunk_size=batch))
+    problem = Problem(model, data, plane.directions, batch, 2 if quick else workload.n_points)
+    begin = time.perf_counter()
+    plan = plan_of(problem)
+    setup = time.perf_counter() - begin
+    truth = Objective(model, data, metrics={}, dtype=torch.float64, chunk_size=batch)
+    with ExitStack() as stack:
+        found = {OWN: landscape(problem, plan), TWO: stack.enter_context(two_processes(problem))}
+        found |= {key: CONTENDERS[key](problem) for key in PRESENT if key != OWN}
+        seconds = interleaved({key: contender.run for key, contender in found.items()}, rounds)
+        errors = {
+            key: {
+                place: abs(loss / truth.evaluate(theta)["loss"] - 1)
+                for place, (theta, loss) in zip(("center", "far"), contender.check(), strict=True)
+            }
+            for key, contender in found.items()
+        }
+    flags = ("--batch", str(batch), *(["--quick"] if quick else []))
+    memory = {key: in_process("--memory", name, key, *flags) for key in PRESENT}
+    floor = floor_seconds(work_per_sample(model, data), len(data), plan.group, rates)
+    peers = [key for key in PRESENT if key != OWN]
+    return {
+        "workload": f"{workload.title}, {len(data):,} {workload.data}",
+        "batch": batch,
+        "loss at the center": truth.evaluate(truth.origin)["loss"],
+        "seconds per point": {key: spread(values) for key, values in seconds.items()},
+        "ratio": {key: speedup(seconds, key, peers) for key in (OWN, TWO)},
+        "floor": {**floor, "sum": sum(floor.values())},
+        "times floor": spread([value / sum(floor.values()) for value in seconds[OWN]]),
+        "relative error": errors,
+        "memory": memory,
+        "plan": plan.describe(),
+        "setup seconds": setup,
+    }
+
+
+def memory_of(name: str, contender: str, batch: int, quick: bool) -> float | None:
+    """Return the bytes that a contender needs in this process, above network and data."""
+    model, data = make(name, quick=quick, trained=False)
+    p = layout(model).p
+    directions = torch.randn(2, p, generator=torch.Generator().manual_seed(0)) / p**0.5
+    few = replace(data, inputs=data.inputs[:8], targets=data.targets[:8])
+    CONTENDERS[contender](Problem(model, few, directions, 8, 2)).run()  # loads code, which does not count
+    problem = Problem(model, data, directions, batch, 2)
+    return peak_memory(lambda: CONTENDERS[contender](problem).run())
+
+
+def whole_surface(rounds: int, quick: bool) -> dict:
+    """Time what a user does for A: the objective, the plan, 51 x 51 points with loss and accuracy, and the file."""
+    model, data = make("A", quick=quick)
+    resolution = 11 if quick else 51
+    with tempfile.TemporaryDirectory() as folder, LocalWorkers(2) as team:
+
+        def run(workers: int | LocalWorkers) -> float:
+            path = Path(folder) / f"{time.monotonic_ns()}.h5"
+            begin = time.perf_counter()
+            objective = Objective(model, data)
+            evaluate(
+                objective, random_directions(objective), resolution=resolution, path=path, progress=False,
+                workers=workers,
+            )  # fmt: skip
+            return time.perf_counter() - begin
+
+        seconds = interleaved({"one process": lambda: run(1), "two processes, kept": lambda: run(team)}, rounds)
+    return {"resolution": resolution, "seconds": {key: spread(values) for key, values in seconds.items()}}
+
+
+def tables(results: dict, surface: dict | None) -> str:
+    """Return the results as Markdown tables."""
+    keys = [OWN, TWO, *(key for key in PRESENT if key != OWN)]
+    times, others = [], []
     for name, entry in results.items():
-        times = entry["seconds_per_point"]
-        cells = [f"{1000 * times[key]['median']:.3g}" if key in times else "" for key in keys]
-        ratio = entry["ratio_to_best_peer"]
-        errors = entry["relative_error"]
-        rows.append(
-            [name, entry["workload"], *cells, f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
-             f"{entry['times_floor']:.1f}", f"{errors['center']:.0e} / {errors['far']:.0e}"]
+        per_point, ratio = entry["seconds per point"], entry["ratio"]
+        times.append(
+            [name, entry["workload"], *(span(per_point[key], 1000) for key in keys), span(ratio[OWN]), span(ratio[TWO]),
+             f"{1000 * entry['floor']['sum']:.3g}", f"{1000 * entry['floor']['products']:.3g}",
+             f"{entry['times floor']['median']:.2g}"]
         )  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def figure(results: dict) -> go.Figure:
-    """Draw milliseconds per point as bars."""
-    drawn = new_figure("time per point of a surface")
-    keys = list(dict.fromkeys(key for entry in results.values() for key in entry["seconds_per_point"]))
-    for key in keys:
-        times = [entry["seconds_per_point"].get(key, {}) for entry in results.values()]
-        drawn.add_bar(
-            name=key,
-            x=[f"{name}<br>{entry['workload'].split(',')[0]}" for name, entry in results.items()],
-            y=[1000 * t["median"] if t else None for t in times],
-            error_y={
-                "array": [1000 * (t["max"] - t["median"]) if t else 0 for t in times],
-                "arrayminus": [1000 * (t["median"] - t["min"]) if t else 0 for t in times],
-            },
-        )
-    drawn.update_yaxes(type="log", title="milliseconds per point")
-    return drawn
+        for key in keys:
+            error, memory = entry["relative error"][key], entry["memory"].get(key)
+            size = "" if memory is None else f"{memory / 2**20:.0f}"
+            others.append([name, key, f"{error['center']:.0e}", f"{error['far']:.0e}", size])
+    head = ["", "workload", *keys, f"{OWN}: best peer /", f"{TWO}: best peer /", "floor", "of it products",
+            "landscape / floor"]  # fmt: skip
+    parts = ["Milliseconds per point, median (minimum to maximum) over rounds.", table(head, times)]
+    if surface:
+        n, seconds = surface["resolution"], surface["seconds"]
+        line = ", ".join(f"{key} {span(values)} s" for key, values in seconds.items())
+        parts.append(f"Whole surface of A, {n} x {n} points, loss and accuracy, setup and file included: {line}.")
+    if MISSING:
+        parts.append(f"Not installed here, and so left out: {', '.join(MISSING)}.")
+    parts.append(table(["", "contender", "error at center", "error far", "memory, MB"], others))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     """Measure and write `evaluation.json`, `.md`, `.html` and pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__, rounds=4)
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    options = parser.parse_args()
-    rate = gemm_rate()
+    parser.add_argument(
+        "--memory", nargs=2, metavar=("WORKLOAD", "CONTENDER"), help="print the memory of one, in bytes"
+    )
+    parser.add_argument("--batch", type=int, default=100, help="with --memory: samples per forward pass")
+    chosen = parser.parse_args()
+    if chosen.memory:
+        print(json.dumps(memory_of(*chosen.memory, chosen.batch, chosen.quick)))
+        return
+    rounds = 1 if chosen.quick else chosen.rounds
+    rates = measure_rates()
     results = {}
-    for name in options.only:
-        results[name] = measure(name, options.rounds, rate)
-        print(results[name]["plan"], flush=True)
-        print(table({name: results[name]}), flush=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gemm_gflops": rate / 1e9,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "rounds": options.rounds,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (
-        ("json", json.dumps({"machine": machine, "results": results}, indent=1)),
-        ("md", f"`python scripts/benchmarks/evaluation.py`, {json.dumps(machine)}\n\n{table(results)}\n"),
-    ):
-        with replacing(options.out / f"evaluation.{suffix}") as temporary:
-            temporary.write_text(text)
-    save_figure(figure(results), options.out / "evaluation")
+    for name in chosen.only:
+        results[name] = measure(name, rounds, rates, chosen.quick)
+        print(f"{name}: {results[name]['plan']}", flush=True)
+    surface = whole_surface(rounds, chosen.quick) if "A" in chosen.only else None
+    groups = [f"{name}<br>{entry['workload'].split(',')[0]}" for name, entry in results.items()]
+    entries = [entry["seconds per point"] for entry in results.values()]
+    series = {key: [entry[key] for entry in entries] for key in (OWN, TWO, *PRESENT[1:])}
+    series["floor"] = [spread([entry["floor"]["sum"]]) for entry in results.values()]
+    figure = bars(
+        "Time per point of a surface", "milliseconds per point", groups, series, scale=1000,
+        notes=["Median over rounds, with minimum and maximum."],
+    )  # fmt: skip
+    write(
+        chosen.out, "evaluation", __doc__, machine_facts(rounds=rounds, **rates_measured(rates)),
+        {"workloads": results, "whole surface": surface}, tables(results, surface), figure,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
