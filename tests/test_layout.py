@@ -13,23 +13,43 @@ PACKAGE = Path(landscape.__file__).parent
 
 # From top to bottom: each may import those before it. Lines are the stages of the data's way through the package.
 ORDER = [
-    *("storage", "parameters"),
+    *("storage", "rows", "parameters", "workers", "cluster"),
     *("data.trees", "data.formats", "data.files", "data.sets", "data.batches", "data"),
     *("losses", "program", "objective", "checkpoint", "shards", "trajectory", "recorder"),
     *("optimizers", "session", "training", "stack", "group", "ensemble"),
     *("slice", "directions"),
-    "surface",
-    *("evaluation.grid", "evaluation.graph", "evaluation.layers", "evaluation.reference"),
-    *("evaluation.dense", "evaluation.layered", "evaluation.plan", "evaluation.question"),
-    *("evaluation.run", "evaluation"),
-    *("lanczos", "curvature"),
-    *("sanity", "interchange", "mesh"),
+    *("surface", "sanity", "study"),
+    *("topology.tree", "topology.noise", "topology.result", "topology.analysis", "topology"),
+    *("evaluation.grid", "evaluation.graph", "evaluation.kernel", "evaluation.narrow", "evaluation.stage"),
+    *(
+        "evaluation.layers",
+        "evaluation.passes",
+        "evaluation.reference",
+        "evaluation.memory",
+        "evaluation.dense",
+        "evaluation.layered",
+    ),
+    *("evaluation.preview", "evaluation.tuning", "evaluation.plan", "evaluation.question", "evaluation.audit"),
+    *("evaluation.spread", "evaluation.run", "evaluation"),
+    *("lanczos", "curvature", "critical", "restarts"),
+    *("symmetry.units", "symmetry.layers", "symmetry.follow", "symmetry.group", "symmetry.alignment", "symmetry"),
+    *("barriers", "connectivity", "minima.identify", "minima.newton", "minima.polish", "minima.certify"),
+    *("catalog", "minima.survey"),
+    "minima",
+    *("interchange", "mesh"),
+    *("statistics.tables", "statistics.volumes", "statistics.hits", "statistics.samples", "statistics.comparison"),
+    *("statistics.overlap", "statistics.variation", "statistics"),
     *("figures.style", "figures.image", "figures.grid", "figures.marks", "figures.contour"),
+    *("figures.line", "figures.surface3d", "figures.volume", "figures.basins", "figures.minima"),
+    *("figures.persistence", "figures.merge_tree", "figures.minima_count", "figures.topology"),
     "figures.*",
     *("figures", "report", "demo"),
-    *("cli.networks", "cli.files", "cli", "__main__"),
+    *("cli.networks", "cli.studies", "cli.files", "cli.topology", "cli", "__main__"),
 ]
-TORCH_FREE = ["storage", "surface", "sanity", "interchange", "mesh", "figures", "report"]
+TORCH_FREE = [
+    *("storage", "rows", "surface", "sanity", "study", "catalog", "topology", "barriers", "statistics"),
+    *("interchange", "mesh", "figures", "report"),
+]
 USE_MODELS = {"demo", "cli.networks"}
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import landscape
-from landscape.cli import files, networks
+from landscape.cli import files, networks, studies, topology
 
 _MISTAKES = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, ImportError, IsADirectoryError)
 
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"landscape {landscape.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (networks, files):
+    for module in (networks, studies, files, topology):
         for name, (summary, add_options, run) in module.COMMANDS.items():
             command = commands.add_parser(
                 name,

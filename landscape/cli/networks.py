@@ -4,8 +4,10 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"open {index}")
 
 
-def _network_options(parser: argparse.ArgumentParser) -> None:
+def network_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a network, its data and its loss."""
     group = parser.add_argument_group("network and data")
     group.add_argument(
         "--model",
@@ -50,7 +53,7 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    _network_options(parser)
+    network_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, trajectory and history")
     parser.add_argument("--optimizer", default="adam", help="gd, normalized, momentum, rmsprop, adam, adamw, lbfgs")
     parser.add_argument("--lr", type=float, help="learning rate; default: the optimizer's")
@@ -69,10 +72,10 @@ def _train(options: argparse.Namespace) -> None:
     from landscape import checkpoint
     from landscape.training import train
 
-    data, test = _data(options)
+    data, test = load_data(options)
     if options.model is None:
         raise ValueError("--model is missing: a name such as mlp, or package.module:function")
-    model, name, arguments = _new_model(options.model, _assignments(options.set), data, options.seed)
+    model, name, arguments = new_model(options.model, assignments(options.set), data, options.seed)
     if options.init:
         checkpoint.load_state(model, options.init)
     run = train(
@@ -82,7 +85,7 @@ def _train(options: argparse.Namespace) -> None:
         loss=import_function(options.loss) if options.loss else None,
         optimizer=options.optimizer,
         learning_rate=options.lr,
-        options=_assignments(options.option),
+        options=assignments(options.option),
         weight_decay=options.weight_decay,
         batch_size=options.batch_size,
         epochs=options.epochs,
@@ -100,7 +103,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _surface_options(parser: argparse.ArgumentParser) -> None:
-    _network_options(parser)
+    network_options(parser)
     parser.add_argument("--checkpoint", required=True, help="the network: .safetensors, .pt, .pth, .bin or .ckpt")
     parser.add_argument("--out", type=Path, required=True, help="HDF5 file; an unfinished one there is continued")
     group = parser.add_argument_group("directions")
@@ -133,23 +136,71 @@ def _surface_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chunk-size", type=int, help="samples per forward pass; default: tuned")
     group.add_argument("--threads", type=int, help="processor threads; default: torch's choice")
     group.add_argument(
-        "--engine", choices=["auto", "reference"], default="auto", help="the fastest plan, or the plain one"
-    )
+        "--engine", choices=["auto", "reference", "preview"], default="auto",
+        help="the fastest exact plan, the plain one, or a quick look in bf16 whose figures are marked as such",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory", metavar="SIZE", help="what the plan may take, such as 500M or 2G; default: 1 GiB, or a quarter of "
+        "what is free where that is less",
+    )  # fmt: skip
+    group.add_argument(
+        "--audit", type=int, nargs="?", const=20, metavar="N",
+        help="evaluate N points (20 if no number is given) of the finished surface again in float64, and report the "
+        "largest error",
+    )  # fmt: skip
+    worker_options(group)
     group.add_argument("--explain", action="store_true", help="say how the points would be evaluated, and stop")
+
+
+def worker_options(group: Any) -> None:
+    """Add the options that spread work."""
+    group.add_argument(
+        "--workers", default="1", metavar="N",
+        help="processes that share the work; or cuda for all GPUs, or devices such as cuda:0,cuda:1",
+    )  # fmt: skip
+    group.add_argument(
+        "--cluster", metavar="ADDRESS",
+        help="spread the work over a Ray cluster, host:6379 or auto; with --workers N on N of its processors, with "
+        "--workers cuda on all its GPUs",
+    )  # fmt: skip
+
+
+def open_workers(options: argparse.Namespace, stack: ExitStack) -> Any:
+    """Return the workers that a command asks for, which end with the stack."""
+    text = options.workers
+    if options.cluster is not None:
+        from landscape.cluster import ClusterWorkers
+
+        device = "cuda" if text == "cuda" else None
+        n = None if text in ("1", "cuda") else _whole(text)
+        return stack.enter_context(ClusterWorkers(options.cluster, device, n))
+    if text == "cuda":
+        return text
+    return text.split(",") if "cuda" in text else _whole(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--workers is a number from 1 on, cuda, or devices such as cuda:0,cuda:1; got {text!r}")
+    return int(text)
 
 
 def _surface(options: argparse.Namespace) -> None:
     import torch
 
     from landscape import checkpoint, sanity
-    from landscape.evaluation import evaluate, make_plan
+    from landscape.evaluation import evaluate
+    from landscape.evaluation.audit import audit, keep_audit
     from landscape.objective import Objective
     from landscape.trajectory import Trajectory
 
+    if options.audit is not None and options.audit < 3:
+        raise ValueError(f"--audit needs at least 3 points: the center, the lowest and a corner; got {options.audit}")
+    memory = _n_bytes(options.memory)
     if options.threads:
         torch.set_num_threads(options.threads)
     stored = checkpoint.read(options.checkpoint)
-    data, test = _data(options, stored.info.get("data"))
+    data, test = load_data(options, stored.info.get("data"))
     model = _stored_model(options, stored, data)
     checkpoint.load_state(model, stored)
     objective = Objective(
@@ -167,23 +218,44 @@ def _surface(options: argparse.Namespace) -> None:
     runs = {name: Trajectory.load(path) for name, path in _run_names(options.trajectory).items()}
     slice = _slice(options, objective, list(runs.values()))
     if options.explain:
-        print(make_plan(objective, slice, engine=options.engine).describe())
+        _explain(options, objective, slice, memory)
         return
     known: dict[str, Any] = {"path": str(options.checkpoint)}
     if isinstance(stored.info.get("history"), Mapping):
         known["loss"] = stored.info["history"]["loss"][-1]
-    surface = evaluate(
-        objective,
-        slice,
-        resolution=_resolution(options.resolution),
-        extent=_ranges(options.range),
-        trajectories=runs,
-        path=options.out,
-        checkpoint=known,
-        engine=options.engine,
-    )
+    with ExitStack() as stack:
+        surface = evaluate(
+            objective,
+            slice,
+            resolution=_resolution(options.resolution),
+            extent=_ranges(options.range),
+            trajectories=runs,
+            path=options.out,
+            checkpoint=known,
+            engine=options.engine,
+            memory=memory,
+            workers=open_workers(options, stack),
+        )
+    if options.audit is not None:
+        keep_audit(audit(objective, slice, surface, options.audit), objective, slice, surface)
     print_findings(sanity.findings(surface))
     print(f"surface in {options.out}; draw it with: landscape plot {options.out}")
+
+
+def _explain(options: argparse.Namespace, objective: Any, slice: Any, memory: int | None) -> None:
+    """Print how the points would be evaluated, what was matched, and what memory may be taken."""
+    import numpy as np
+
+    from landscape.evaluation import make_plan
+    from landscape.evaluation.memory import free_memory, memory_budget
+    from landscape.evaluation.question import axes_of
+
+    axes = axes_of(slice, _resolution(options.resolution), _ranges(options.range), None)
+    ranges = np.array([(axis[0], axis[-1]) for axis in axes.values()])
+    print(make_plan(objective, slice, engine=options.engine, ranges=ranges, memory=memory).describe())
+    budget, free = memory_budget(memory, objective.device), free_memory(objective.device)
+    known = "" if free is None else f" of {_megabytes(free)} free"
+    print(f"memory budget {_megabytes(budget)}{known}; --memory SIZE changes it")
 
 
 def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> Any:
@@ -223,7 +295,7 @@ def _slice(options: argparse.Namespace, objective: Any, runs: Sequence[Any]) -> 
     raise ValueError(f"--directions {options.directions}: expected random, pca, hessian, between, or an existing file")
 
 
-def _data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+def load_data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
     """Return training and test data: named ones, the user's, or those that a stored network was trained on."""
     from landscape import data as sets
 
@@ -243,7 +315,7 @@ def _data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None = No
     return training, None if ":" in name else sets.load(name, "test")
 
 
-def _new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple[Any, str, dict]:
+def new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple[Any, str, dict]:
     """Build a network; input shape and number of classes are taken from a named data set."""
     from landscape import models
     from landscape.data import Dataset
@@ -258,7 +330,7 @@ def _new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple
 def _stored_model(options: argparse.Namespace, stored: Any, data: Any) -> Any:
     """Rebuild the network of a checkpoint: by what it says itself, or by --model."""
     if options.model is not None:
-        return _new_model(options.model, _assignments(options.set), data, 0)[0]
+        return new_model(options.model, assignments(options.set), data, 0)[0]
     if stored.name is None:
         raise ValueError(
             f"{options.checkpoint} does not say what network it holds: give --model, a name or package.module:function"
@@ -268,7 +340,7 @@ def _stored_model(options: argparse.Namespace, stored: Any, data: Any) -> Any:
             f"{options.checkpoint} was made by the code {stored.name}, which is only run if you ask for it: "
             f"add --model {stored.name}"
         )
-    return _new_model(stored.name, {**stored.arguments, **_assignments(options.set)}, None, 0)[0]
+    return new_model(stored.name, {**stored.arguments, **assignments(options.set)}, None, 0)[0]
 
 
 def import_function(text: str) -> Callable[..., Any]:
@@ -285,7 +357,7 @@ def import_function(text: str) -> Callable[..., Any]:
     return function
 
 
-def _assignments(texts: Sequence[str]) -> dict[str, Any]:
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` pairs; a value is JSON where it can be read as JSON, else text."""
     pairs = {}
     for text in texts:
@@ -297,6 +369,21 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             pairs[name] = value
     return pairs
+
+
+def _n_bytes(text: str | None) -> int | None:
+    """Read a size such as 500M: a number, with K, M, G or T for powers of 1000."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip().upper())
+    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " ")) if found else 0
+    if size < 1:
+        raise ValueError(f"--memory is a size in bytes, or with K, M, G or T, such as 500M; got {text!r}")
+    return size
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e6:,.0f} MB"
 
 
 def _resolution(text: str | None) -> int | list[int] | None:

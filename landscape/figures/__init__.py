@@ -2,12 +2,22 @@
 
 import plotly.graph_objects as go
 
+from landscape.figures.barrier import plot_barrier
 from landscape.figures.comparison import plot_comparison
+from landscape.figures.connections import plot_connections
 from landscape.figures.contour import plot_contour
 from landscape.figures.descent import plot_descent
+from landscape.figures.distributions import plot_distributions
 from landscape.figures.history import plot_history
 from landscape.figures.image import browser_missing, save_figure, save_figures
 from landscape.figures.line import plot_line
+from landscape.figures.matrix import plot_matrix
+from landscape.figures.merge_tree import plot_merge_tree
+from landscape.figures.minima import plot_basins, plot_minima
+from landscape.figures.minima_count import plot_minima_count
+from landscape.figures.pairwise import plot_pairwise
+from landscape.figures.persistence import plot_persistence
+from landscape.figures.rarefaction import plot_rarefaction
 from landscape.figures.surface3d import plot_surface
 from landscape.figures.trajectory import plot_trajectory
 from landscape.figures.volume import plot_volume
@@ -17,11 +27,22 @@ __all__ = [
     "browser_missing",
     "figures_of",
     "plot",
+    "plot_barrier",
+    "plot_basins",
     "plot_comparison",
+    "plot_connections",
     "plot_contour",
     "plot_descent",
+    "plot_distributions",
     "plot_history",
     "plot_line",
+    "plot_matrix",
+    "plot_merge_tree",
+    "plot_minima",
+    "plot_minima_count",
+    "plot_pairwise",
+    "plot_persistence",
+    "plot_rarefaction",
     "plot_surface",
     "plot_trajectory",
     "plot_volume",
