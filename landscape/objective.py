@@ -436,7 +436,10 @@ class Objective:
             while True:
                 chunk = next(batches.chunks(size))
                 start = time.perf_counter()
-                self._means(tensors, [chunk])
+                try:
+                    self._means(tensors, [chunk])
+                except torch.cuda.OutOfMemoryError:
+                    return best
                 seconds = (time.perf_counter() - start) / size
                 if seconds < best_seconds:
                     best, best_seconds = size, seconds

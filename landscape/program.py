@@ -117,5 +117,29 @@ class Program(nn.Module):
         """Leave the random generators as they are found; without gradients, in inference mode."""
         devices = [self.device] if self.device.type == "cuda" else []
         mode = torch.enable_grad() if gradients else torch.inference_mode()
-        with torch.random.fork_rng(devices), mode:
+        with torch.random.fork_rng(devices), mode, whole_float32():
             yield
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Keep float32 products from being computed with rounded factors (TF32, bf16), as torch may do for speed."""
+    holders, name = _precision_settings()
+    before = [getattr(holder, name) for holder in holders]
+    exact: str | bool = "ieee" if name == "fp32_precision" else False
+    for holder in holders:
+        setattr(holder, name, exact)
+    try:
+        yield
+    finally:
+        for holder, value in zip(holders, before, strict=True):
+            setattr(holder, name, value)
+
+
+def _precision_settings() -> tuple[list[Any], str]:
+    """Return what holds torch's settings, and the name of the attribute; reading the old ones can fail since 2.9."""
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        libraries = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        return [*libraries, backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul], "fp32_precision"
+    return [backends.cudnn, backends.cuda.matmul], "allow_tf32"

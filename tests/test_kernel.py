@@ -128,7 +128,8 @@ def test_any_chain_agrees_with_float64(widths, names, biases, classes, n, k):
     points = np.random.default_rng(1).uniform(-1, 1, (3, k))
     found = with_kernel(objective, slice).values(points)
     wanted = truth(objective, model, data, slice, points)
-    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=5e-6, atol=1e-9)
+    # a logit of 20 is known to 2e-6 in float32, and a small loss is a difference of such numbers
+    np.testing.assert_allclose(found["loss"], wanted["loss"], rtol=5e-6, atol=3e-6)
     if biases[len(widths)]:  # without, logits may all be next to 0: ties in float32 only
         np.testing.assert_allclose(found["accuracy"], wanted["accuracy"], atol=1e-12)
     assert found.keys() == set(objective.metric_names)

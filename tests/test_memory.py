@@ -133,16 +133,24 @@ def test_the_estimate_covers_what_a_call_allocates(name):
 
 
 def test_nothing_is_tried_that_would_take_more_than_allowed(monkeypatch):
-    def tune(self):
-        raise AssertionError("tuned")
+    tried, time_one = [], Dense._time_one
 
-    monkeypatch.setattr(Dense, "tune", tune)
+    def watched(self, group, batch):
+        tried.append((group, len(batch[0])))
+        return time_one(self, group, batch)
+
+    monkeypatch.setattr(Dense, "_time_one", watched)
     objective = dense(width=2000)
     plane = random_directions(objective)
-    plan = make_plan(objective, plane, memory=5_000_000)
+    needs = needs_for(Dense, objective, plane)
+    most = needs(16, 40)
+    plan = make_plan(objective, plane, memory=int(2 * most) + 1)
+    assert max(needs(*sizes) for sizes in tried) == most
     assert plan.name == "dense"
+    tried.clear()
+    plan = make_plan(objective, plane, memory=5_000_000)
+    assert not tried
     assert "not tuned, since trying would take more memory" in plan.describe()
-    assert "fails: tuned" in make_plan(objective, plane).describe()  # the trap works
 
 
 def test_a_chunk_size_of_the_users_stays():
@@ -161,7 +169,7 @@ def test_a_call_takes_about_a_second_at_most(monkeypatch, tmp_path):
 
     objective = dense()
     plane = random_directions(objective)
-    monkeypatch.setattr(Dense, "tune", lambda self: vars(self).update(group=16, chunk=40))
+    monkeypatch.setattr(Dense, "tune", lambda self, *_: vars(self).update(group=16, chunk=40))
     assert make_plan(objective, plane).group == 16
     monkeypatch.setattr(Dense, "values", slow)
     surface = evaluate(objective, plane, resolution=2, path=tmp_path / "a.h5", progress=False)

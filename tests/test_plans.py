@@ -297,7 +297,7 @@ class TestInASurface:
         plan = whole.provenance["plan"]
         assert plan["name"] == "dense"
         monkeypatch.setattr(
-            plan_module.Dense, "tune", lambda self: vars(self).update(group=plan["group"], chunk=plan["chunk_size"])
+            plan_module.Dense, "tune", lambda self, *_: vars(self).update(group=plan["group"], chunk=plan["chunk_size"])
         )
         calls = 0
         record = plan_module.Dense.values
@@ -345,7 +345,7 @@ class TestInASurface:
         for layout in (True, False):
             path = tmp_path / f"{layout}.h5"
             monkeypatch.setattr(
-                plan_module.Layered, "tune", lambda self, own=layout: vars(self).update(channels_last=own)
+                plan_module.Layered, "tune", lambda self, *_, own=layout: vars(self).update(channels_last=own)
             )
             evaluate(objective, plane, resolution=2, path=path, progress=False)
             stored = Surface.load(path).provenance["plan"]

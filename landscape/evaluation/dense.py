@@ -33,9 +33,13 @@ from landscape.evaluation.graph import (
 from landscape.evaluation.narrow import Narrow, layers_of, memory_of
 from landscape.losses import accuracy, is_cross_entropy
 from landscape.objective import Objective
+from landscape.program import whole_float32
 from landscape.slice import Slice
 
-_CANDIDATES = [(group, chunk) for group in (8, 16, 32) for chunk in (500, 1000, 2000)]
+_CANDIDATES = {  # points and samples at once
+    "cpu": [(group, chunk) for group in (8, 16, 32) for chunk in (500, 1000, 2000)],
+    "cuda": [(group, chunk) for group in (32, 128) for chunk in (2000, 8000, 32000)],
+}
 _KERNEL_GROUP = 32
 _KERNEL_PAYS = 3.0  # seconds of products from which on a kernel is compiled, which takes as long, once
 _POINTS = 51 * 51  # of the usual surface
@@ -154,7 +158,7 @@ class Dense:
         c = torch.as_tensor(coordinates, dtype=self.slice.directions.dtype, device=self.slice.directions.device)
         thetas = torch.addmm(self.slice.origin[None], c, self.slice.directions)
         result = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             parameters = self._parameters(thetas)
             for prefix, batches in self.objective.splits.items():
                 totals = {
@@ -180,24 +184,32 @@ class Dense:
         is_sum = name == "loss" and self.objective.reduction == "sum"
         return total if is_sum else total / self.objective.splits[prefix].n_samples
 
-    def tune(self, points: int = _POINTS) -> None:
+    def tune(self, fits: Callable[[int, int], bool] = lambda group, chunk: True, n_points: int = _POINTS) -> None:
         """Time a few group and chunk sizes on the real data and keep the fastest, the compiled kernel among them.
 
         The kernel is tried where the whole surface would otherwise take longer than compiling it at the first time.
 
         Args:
-            points: Of the whole surface.
+            fits: Whether so many points and samples at once are allowed.
+            n_points: Of the whole surface.
         """
         n, best, keep = self.objective.splits[""].n_samples, float("inf"), self._keep
         self._keep = True  # what the first layer costs once is not what is compared
-        for group, chunk in _CANDIDATES:
-            batch = next(self.objective.splits[""].chunks(min(chunk, n)))
-            seconds = self._time_one(group, batch) / (group * min(chunk, n))
+        candidates = _CANDIDATES.get(self.objective.device.type, _CANDIDATES["cpu"])
+        for group, chunk in dict.fromkeys((group, min(chunk, n)) for group, chunk in candidates):
+            if not fits(group, chunk):
+                continue
+            try:
+                seconds = self._time_one(group, next(self.objective.splits[""].chunks(chunk))) / (group * chunk)
+            except torch.cuda.OutOfMemoryError:
+                continue
             if seconds < best:
-                best, self.group, self.chunk = seconds, group, min(chunk, n)
+                best, self.group, self.chunk = seconds, group, chunk
         self._keep = keep
         self._responses.clear()
-        if best * n * points >= _KERNEL_PAYS:
+        if best == float("inf"):
+            self.notes.append("not tuned, since trying would take more memory than allowed")
+        elif best * n * n_points >= _KERNEL_PAYS:
             self._try_kernel(best * n)
 
     def _try_kernel(self, seconds: float) -> None:
@@ -224,7 +236,7 @@ class Dense:
             return None
         from landscape.evaluation import kernel  # compiles it, and needs numba, which is optional
 
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             return Narrow(self.objective, self.slice, layers, kernel)
 
     def _take(self, kernel: Narrow) -> None:
@@ -260,13 +272,14 @@ class Dense:
         x, target = split_batch(batch)
         best = float("inf")
         self._responses.clear()
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             parameters = self._parameters(torch.addmm(self.slice.origin[None], c, self.slice.directions))
             for _ in range(4):
                 start = time.perf_counter()
                 output = self._forward(x, c, parameters, ("tuning", 0))
                 totals = {name: c.new_zeros(group, dtype=torch.float64) for name in self.objective.metrics}
                 _add_metrics(totals, self.objective, output, target)
+                totals["loss"].sum().item()  # a GPU is done only when it is asked
                 best = min(best, time.perf_counter() - start)
         return best
 

@@ -14,7 +14,7 @@ Everything else is called as it is.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ from landscape.evaluation.passes import (
 )
 from landscape.losses import Metric, accuracy, cross_entropy, is_cross_entropy
 from landscape.objective import Objective
+from landscape.program import whole_float32
 from landscape.slice import Slice
 
-_CHUNKS = (32, 64, 128, 256, 512, 1024)
+_CHUNKS = {"cpu": (32, 64, 128, 256, 512, 1024), "cuda": (64, 256, 1024, 4096, 16384)}
 _TUNING_SECONDS = 0.6  # for each layout
 _TURNS = 2
 _GROUP = 16  # points between which the first layer's responses to a chunk are shared
@@ -102,7 +103,7 @@ class Layered:
         self.chunk: int | None = objective.chunk_size
 
     def _rewrite(self) -> Layer | None:
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             batches = self.objective.splits[""]
             ShapeProp(self.traced).propagate(split_batch(next(batches.chunks(2 if batches.stackable else None)))[0])
         drop_identities(self.traced)
@@ -132,7 +133,7 @@ class Layered:
         """Evaluate all metrics at coordinates `[m, k]`; returns `[m]` float64 by name."""
         objective = self.objective
         totals = {name: np.zeros(len(coordinates)) for name in objective.metric_names}
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             points = [self._point(c.tolist(), self._tensors(self.slice.at(c))) for c in coordinates]
             for prefix, batches in objective.splits.items():
                 for i, batch in enumerate(batches.chunks(self.chunk)):
@@ -165,13 +166,22 @@ class Layered:
             values = metric(torch.cat(logits), target.repeat(len(logits)))
             totals[prefix + name] += values.reshape(len(logits), n).sum(dim=1, dtype=torch.float64).cpu().numpy()
 
-    def tune(self) -> None:
-        """Time layouts and chunk sizes on the real data, in turns, and keep the fastest."""
+    def tune(self, fits: Callable[[int, int], bool] = lambda group, chunk: True, n_points: int = 0) -> None:
+        """Time layouts and chunk sizes on the real data, in turns, and keep the fastest.
+
+        Args:
+            fits: Whether so many points and samples at once are allowed.
+            n_points: Of the whole surface, which makes no difference here.
+        """
         batches = self.objective.splits[""]
-        sizes = sorted({min(size, batches.n_samples) for size in _CHUNKS})
+        tried = _CHUNKS.get(self.objective.device.type, _CHUNKS["cpu"])
+        sizes = [n for n in sorted({min(size, batches.n_samples) for size in tried}) if fits(self.group, n)]
+        if not sizes:
+            self.notes.append("not tuned, since trying would take more memory than allowed")
+            return
         layouts = (True, False) if self._convolutional else (False,)
         best: dict[tuple[int, bool], float] = {}
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             for turn in range(_TURNS):
                 for self.channels_last in layouts:
                     tensors = self._tensors(self.slice.origin)
@@ -282,7 +292,7 @@ class Layered:
         """Return the bytes of the first layer's responses to all data."""
         x, _ = split_batch(next(self.objective.splits[""].chunks(1)))
         samples = sum(batches.n_samples for batches in self.objective.splits.values())
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32():
             self.channels_last = False
             one = self._responses(x)
         assert one is not None

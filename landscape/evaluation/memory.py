@@ -17,7 +17,8 @@ def memory_budget(memory: int | None = None, device: torch.device | str = "cpu")
     """Return the bytes that a plan may take: those given, never more than are free.
 
     Args:
-        memory: What the user allows. Default: 1 GiB, or a quarter of what is free where that is less.
+        memory: What the user allows. Default: 1 GiB, or a quarter of what is free where that is less; on CUDA half of
+            what the card has free.
         device: Whose memory it is.
 
     Raises:
@@ -28,7 +29,9 @@ def memory_budget(memory: int | None = None, device: torch.device | str = "cpu")
     free = free_memory(device)
     if free is None:  # a system that does not say
         return MEMORY if memory is None else memory
-    return min(MEMORY, free // 4) if memory is None else min(memory, free)
+    if memory is not None:
+        return min(memory, free)
+    return free // 2 if torch.device(device).type == "cuda" else min(MEMORY, free // 4)
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:

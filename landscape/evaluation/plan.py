@@ -70,6 +70,7 @@ def make_plan(
     ranges: np.ndarray | None = None,
     memory: int | None = None,
     stored: dict | None = None,
+    n_points: int = 51 * 51,
 ) -> Plan:
     """Choose the fastest plan that agrees with the reference.
 
@@ -88,6 +89,7 @@ def make_plan(
         memory: Bytes that a fast plan may take, at most those that are free. Default: 1 GiB, or a quarter of what the
             machine (on CUDA: the card) has free where that is less.
         stored: What a surface that is continued kept of its plan: the same plan is made again.
+        n_points: Of the whole grid: what takes time to set up is only taken where it pays.
 
     Raises:
         ValueError: Unknown engine, a preview to be continued as something else or the reverse, or a network that cannot
@@ -104,7 +106,7 @@ def make_plan(
             f"{remedy}, or choose another file name"
         )
     if engine == "preview":
-        return _preview(objective, slice, ranges, budget, stored)
+        return _preview(objective, slice, ranges, budget, stored, n_points)
     if engine == "reference" or (stored is not None and stored["name"] == "reference"):
         return _reference(objective, slice, [], objective.chunk_size if stored is None else stored["chunk_size"])
     refusals = _refusals(objective)
@@ -113,7 +115,9 @@ def make_plan(
         expected = reference_values(objective, slice, objective.chunk_size)(points)
         try:
             fast, needs = _match(objective, slice, budget, refusals)
-            difference = relative_difference(_prepare(fast, objective, needs, budget, points, stored), expected)
+            difference = relative_difference(
+                _prepare(fast, objective, needs, budget, points, stored, n_points), expected
+            )
         except NotTraceableError as error:
             refusals.append(f"the forward pass cannot be traced: {error}")
         except Exception as error:  # the code of a network may fail in any way when it is called differently
@@ -135,7 +139,9 @@ def _reference(objective: Objective, slice: Slice, refusals: list[str], chunk: i
     return Plan("reference", notes, {"chunk_size": chunk, "group": 1}, reference_values(objective, slice, chunk))
 
 
-def _preview(objective: Objective, slice: Slice, ranges: np.ndarray, budget: int, stored: dict | None) -> Plan:
+def _preview(
+    objective: Objective, slice: Slice, ranges: np.ndarray, budget: int, stored: dict | None, n_points: int
+) -> Plan:
     """Let the layered plan, where its rewrites are right in float32, or the reference plan compute in bf16."""
     points = _points(ranges)[:2]
     expected = reference_values(objective, slice, objective.chunk_size)(points)
@@ -159,7 +165,7 @@ def _preview(objective: Objective, slice: Slice, ranges: np.ndarray, budget: int
             with torch.autocast(device.type, BF16):
                 fast = Layered(narrow, slice, traced, budget // 4)
                 needs = needs_of(fast, size, objective, slice.k)
-                _prepare(fast, narrow, needs, budget, points, stored)
+                _prepare(fast, narrow, needs, budget, points, stored, n_points)
             wide, values, settings = exact.values, in_bf16(fast.values, device), {**fast.settings(), "rewritten": True}
             notes = [*fast.notes, _memory_note(fast, needs, budget)]
         except Exception as problem:  # as in `make_plan`
@@ -187,13 +193,19 @@ def _seconds(values: Values, points: np.ndarray) -> float:
 
 
 def _prepare(
-    fast: Dense | Layered, objective: Objective, needs: Needs, budget: int, points: np.ndarray, stored: dict | None
+    fast: Dense | Layered,
+    objective: Objective,
+    needs: Needs,
+    budget: int,
+    points: np.ndarray,
+    stored: dict | None,
+    n_points: int,
 ) -> dict[str, np.ndarray]:
     """Choose how much a fast plan takes at once, or take over what was chosen, and return its values at some points."""
     if stored is not None:
         fast.restore(stored)
     else:
-        choose_sizes(fast, objective, needs, budget)
+        choose_sizes(fast, objective, needs, budget, n_points)
     start = time.perf_counter()
     parts = [fast.values(points[i : i + fast.group]) for i in range(0, len(points), fast.group)]
     if stored is None:

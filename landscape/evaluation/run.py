@@ -96,7 +96,7 @@ def evaluate(
     ranges = np.array([(axis[0], axis[-1]) for axis in surface.axes.values()])
     with ExitStack() as stack:
         team = open_workers(workers, stack)
-        job = Job(objective, slice, engine, ranges, memory)
+        job = Job(objective, slice, engine, ranges, memory, surface.done.size)
         if path is None or not os.path.exists(path):
             plan = plan_for(job, team)
             fresh["plan"] = plan.stored()

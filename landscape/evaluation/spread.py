@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,18 +27,25 @@ class Job:
     engine: str
     ranges: np.ndarray
     memory: int | None
+    n_points: int
 
     def plan(self, stored: dict | None = None) -> Plan:
         """Make a plan, a stored one again."""
         return make_plan(
-            self.objective, self.slice, engine=self.engine, ranges=self.ranges, memory=self.memory, stored=stored
+            self.objective,
+            self.slice,
+            engine=self.engine,
+            ranges=self.ranges,
+            memory=self.memory,
+            stored=stored,
+            n_points=self.n_points,
         )
 
     def on(self, device: str | None, share: int) -> "Job":
         """Return the job for one of so many workers that share the memory of the machine."""
         objective = self.objective.to(device)
         memory = memory_budget(self.memory, objective.device) // (share if device is None else 1)
-        return Job(objective, self.slice.to(device), self.engine, self.ranges, memory)
+        return replace(self, objective=objective, slice=self.slice.to(device), memory=memory)
 
 
 def plan_for(job: Job, team: Workers, stored: dict | None = None) -> Plan:

@@ -11,7 +11,6 @@ from landscape.evaluation.memory import Footprint
 from landscape.objective import Objective
 
 LONGEST = 1.0  # seconds that one call may take: what a kill loses
-_LARGEST = {Dense: (32, 2000), Layered: (1, 1024)}  # points and samples that `tune` tries at most
 Needs = Callable[[int, int | None], float]
 
 
@@ -46,18 +45,15 @@ def needs_of(fast: Dense | Layered, size: Footprint, objective: Objective, k: in
     return needs
 
 
-def choose_sizes(fast: Dense | Layered, objective: Objective, needs: Needs, memory: int) -> None:
-    """Tune chunk and group size, where that is wanted and the trials fit, and cut them to the memory allowed.
+def choose_sizes(fast: Dense | Layered, objective: Objective, needs: Needs, memory: int, n_points: int) -> None:
+    """Tune chunk and group size, where that is wanted, among those that fit into the memory allowed.
 
     Half of the memory is for what is under way, the other half for the responses that are kept. A chunk size that the
     user gave stays.
     """
     fast.chunk = objective.chunk_size
     if objective.is_tuned and objective.chunk_size is not None:
-        if needs(*_LARGEST[type(fast)]) <= memory:
-            fast.tune()
-        else:
-            fast.notes.append("not tuned, since trying would take more memory than allowed")
+        fast.tune(lambda group, chunk: needs(group, chunk) <= memory / 2, n_points)
     while needs(fast.group, fast.chunk) > memory / 2:
         smaller = [(fast.group // 2, fast.chunk)] if fast.group > 1 else []
         if objective.is_tuned and fast.chunk is not None and fast.chunk > 1:
