@@ -6,12 +6,12 @@ Chunks of samples are evaluated in the network's own precision and added in floa
 and never touched: not its parameters, buffers, mode, gradients, nor the state of the random generators.
 """
 
-import copy
 import hashlib
 import math
 import numbers
 import time
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy as shallow_copy
 from typing import Any
 
 import numpy as np
@@ -151,16 +151,19 @@ class Objective:
         self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Objective":
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, copy: bool = False
+    ) -> "Objective":
         """Return the same objective on another device or in another precision, with the same chunks of samples.
 
         Args:
             device: Default: where it is.
             dtype: Of parameters, floating-point buffers and data. Default: as they are.
+            copy: Even if nothing changes, for another thread: it gets a network of its own; data are shared.
         """
-        if (device is None or torch.device(device) == self.device) and dtype in (None, self.dtype):
+        if not copy and (device is None or torch.device(device) == self.device) and dtype in (None, self.dtype):
             return self
-        moved = copy.copy(self)
+        moved = shallow_copy(self)
         moved.model = private_copy(self.model, device, dtype)
         moved._program = Program(moved.model, self._program.custom)
         moved.device = moved._program.device

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -123,17 +124,35 @@ class Program(nn.Module):
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Keep float32 products from being computed with rounded factors (TF32, bf16), as torch may do for speed."""
+    """Keep float32 products from being computed with rounded factors (TF32, bf16), as torch may do for speed.
+
+    The settings are of the whole process: the last thread that leaves restores what the first one found.
+    """
     holders, name = _precision_settings()
-    before = [getattr(holder, name) for holder in holders]
-    exact: str | bool = "ieee" if name == "fp32_precision" else False
-    for holder in holders:
-        setattr(holder, name, exact)
+    with _precision.lock:
+        if _precision.n_inside == 0:
+            _precision.before = [getattr(holder, name) for holder in holders]
+            for holder in holders:
+                setattr(holder, name, "ieee" if name == "fp32_precision" else False)
+        _precision.n_inside += 1
     try:
         yield
     finally:
-        for holder, value in zip(holders, before, strict=True):
-            setattr(holder, name, value)
+        with _precision.lock:
+            _precision.n_inside -= 1
+            if _precision.n_inside == 0:
+                for holder, value in zip(holders, _precision.before, strict=True):
+                    setattr(holder, name, value)
+
+
+class _Precision:
+    """How many are inside of `whole_float32`, and what to restore."""
+
+    def __init__(self) -> None:
+        self.lock, self.n_inside, self.before = threading.Lock(), 0, list[Any]()
+
+
+_precision = _Precision()
 
 
 def _precision_settings() -> tuple[list[Any], str]:

@@ -14,10 +14,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import IO, Any, Protocol
 
@@ -57,6 +59,64 @@ class ThisProcess:
     def run(self, make: Make, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See `Workers.run`."""
         yield from enumerate(map(make(None), tasks))
+
+
+class LocalThreads:
+    """Threads of this process, among which those of torch are shared: each calls torch with its part of them.
+
+    Operations too small for all processors at once are then done side by side. `make` is called once per thread, and
+    what it returns is used by one thread at a time.
+
+    Args:
+        workers: How many threads.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.devices: Sequence[str | None] = [None] * workers
+        self.threads: int | None = max(1, torch.get_num_threads() // workers)
+        self._pool = ThreadPoolExecutor(
+            workers, "landscape", initializer=torch.set_num_threads, initargs=(self.threads,)
+        )
+        self._make: Make | None = None
+        self._works: SimpleQueue[Callable[[Any], Any]] = SimpleQueue()
+
+    def __enter__(self) -> "LocalThreads":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, make: Make, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """See `Workers.run`; the same `make` is not called again where it was the last one."""
+        if self._make is not make:  # one after another: torch traces networks by changing things of the whole process
+            self._make, self._works = make, SimpleQueue()
+            for device in self.devices:
+                self._works.put(make(device))
+        works = self._works
+
+        def do(i: int) -> tuple[int, Any]:
+            work = works.get()
+            try:
+                return i, work(tasks[i])
+            finally:
+                works.put(work)
+
+        waiting = iter(range(len(tasks)))
+        running: set[Future] = set()
+        with torch_threads(self.threads):  # MKL's number is of the whole process
+            try:
+                while True:
+                    for i in islice(waiting, _QUEUED * len(self.devices) - len(running)):
+                        running.add(self._pool.submit(do, i))
+                    if not running:
+                        return
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+                wait(running)
 
 
 class LocalWorkers:
@@ -182,6 +242,19 @@ def unpack(source: str | bytes) -> Make:
     if isinstance(source, bytes):
         return torch.load(io.BytesIO(source), weights_only=False)
     return torch.load(source, weights_only=False, mmap=True)
+
+
+@contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """Let torch use so many processor threads; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if n is not None and n != before:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if n is not None and n != before:
+            torch.set_num_threads(before)
 
 
 def _devices(workers: int | str | Sequence[str]) -> list[str | None]:

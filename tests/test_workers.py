@@ -17,7 +17,8 @@ from landscape.directions import random_directions
 from landscape.evaluation import evaluate
 from landscape.models import build
 from landscape.objective import Objective
-from landscape.workers import LocalWorkers
+from landscape.program import whole_float32
+from landscape.workers import LocalThreads, LocalWorkers
 
 
 def doubler(device):
@@ -125,7 +126,8 @@ class TestDeath:
     def test_of_the_parent_ends_the_workers(self, tmp_path):
         script = textwrap.dedent("""
             import os, pathlib, sys, time
-            from landscape.workers import LocalWorkers
+            from landscape.program import whole_float32
+from landscape.workers import LocalThreads, LocalWorkers
 
             def slow(device):
                 def work(task):
@@ -214,6 +216,96 @@ class TestSurfaces:
         expected = evaluate(objective, plane, resolution=(5, 4), progress=False)
         found = evaluate(objective, plane, resolution=(5, 4), progress=False, workers="cuda")
         np.testing.assert_allclose(found.values["loss"], expected.values["loss"], rtol=1e-4)
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+class TestThreads:
+    def test_each_task_is_done_once_by_works_made_one_after_another(self, two_threads):
+        inside, made = [], []
+
+        def make(device):
+            assert not inside
+            inside.append(1)
+            time.sleep(0.05)
+            inside.pop()
+            made.append(set())
+
+            def work(task, busy=made[-1]):
+                assert not busy  # by one thread at a time
+                busy.add(task)
+                time.sleep(0.01)
+                busy.remove(task)
+                return task, torch.get_num_threads()
+
+            return work
+
+        with LocalThreads(2) as team:
+            found = dict(team.run(make, list(range(20))))
+            again = dict(team.run(make, [5]))
+        assert found == {i: (i, 1) for i in range(20)}
+        assert again == {0: (5, 1)}
+        assert len(made) == 2
+        assert torch.get_num_threads() == 2
+
+    def test_an_error_is_raised_and_the_rest_is_left(self, two_threads):
+        done = []
+
+        def make(device):
+            def work(task):
+                if task == 3:
+                    raise ValueError("three")
+                done.append(task)
+                time.sleep(0.01)
+
+            return work
+
+        with LocalThreads(2) as team, pytest.raises(ValueError, match="three"):
+            list(team.run(make, list(range(1000))))
+        assert len(done) < 20
+        assert torch.get_num_threads() == 2
+
+    @pytest.mark.parametrize("settings", [{}, {"batch_norm": "recalibrated"}])
+    @pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "transformer"])
+    def test_surfaces_have_the_same_digits(self, two_threads, monkeypatch, name, settings):
+        objective, plane = problem(name, **settings)
+        options = {"resolution": (7, 6), "progress": False}
+        monkeypatch.setattr("landscape.evaluation.spread._WORTH", np.inf)
+        together = evaluate(objective, plane, **options)
+        assert together.provenance["machine"]["groups at a time"] == 1
+        monkeypatch.setattr("landscape.evaluation.spread._WORTH", 0.0)
+        monkeypatch.setattr("landscape.evaluation.spread._GAIN", np.inf)
+        apart = evaluate(objective, plane, **options)
+        assert apart.provenance["machine"]["groups at a time"] == 2
+        for metric, values in together.values.items():
+            np.testing.assert_array_equal(apart.values[metric], values)
+
+    def test_they_are_used_only_where_faster(self, two_threads, monkeypatch):
+        objective, plane = problem("lenet")
+        monkeypatch.setattr("landscape.evaluation.spread._WORTH", 0.0)
+        monkeypatch.setattr("landscape.evaluation.spread._GAIN", 0.0)
+        surface = evaluate(objective, plane, resolution=3, progress=False)
+        assert surface.provenance["machine"]["groups at a time"] == 1
+
+    def test_the_precision_of_products_is_restored_by_the_last(self):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            first, second = whole_float32(), whole_float32()
+            first.__enter__()
+            second.__enter__()
+            first.__exit__(None, None, None)  # the other still computes
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            second.__exit__(None, None, None)
+            assert torch.get_float32_matmul_precision() == "medium"
+            assert torch.backends.mkldnn.matmul.fp32_precision != "ieee"
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 class WrongElsewhere:

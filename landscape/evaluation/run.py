@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from landscape.evaluation.grid import coarse_to_fine
 from landscape.evaluation.plan import RTOL, Plan
 from landscape.evaluation.question import axes_of, check_same_values, fingerprint_of, provenance_of
-from landscape.evaluation.spread import Job, plan_for, work_maker
+from landscape.evaluation.spread import Job, divide_processors, plan_for, work_maker
 from landscape.objective import Objective
 from landscape.slice import Slice
 from landscape.surface import (
@@ -23,7 +23,7 @@ from landscape.surface import (
     empty_surface,
 )
 from landscape.trajectory import Trajectory
-from landscape.workers import Workers, open_workers
+from landscape.workers import Make, ThisProcess, Workers, open_workers
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +113,20 @@ def evaluate(
                 surface.provenance["plan"] = plan.stored()
                 surface.provenance["plan"]["notes"].append(f"begun with the {begun['name']} plan")
         log.info("%s", plan.describe())
+        make = work_maker(job, plan, team)
+        if isinstance(team, ThisProcess):
+            team, make = divide_processors(job, plan, stack)
+            surface.provenance["machine"]["groups at a time"] = len(team.devices)
 
         start = time.perf_counter()
         before = surface.provenance["seconds"]
         try:
-            if not _fill(store, plan, job, team, progress):
+            if not _fill(store, plan, team, make, progress):
                 plan = plan_for(replace(job, engine="reference"), team)
+                make = work_maker(job, plan, team)
                 surface.provenance["plan"] = plan.stored()
                 store.finish()  # the file must not name the plan that went wrong while the new values come in
-                _fill(store, plan, job, team, progress)
+                _fill(store, plan, team, make, progress)
             for name, trajectory in (trajectories or {}).items():
                 if name not in surface.trajectories:
                     surface.trajectories[name] = project_trajectory(objective, slice, trajectory, plan, progress)
@@ -131,7 +136,7 @@ def evaluate(
     return surface
 
 
-def _fill(store: SurfaceStore, plan: Plan, job: Job, team: Workers, progress: bool) -> bool:
+def _fill(store: SurfaceStore, plan: Plan, team: Workers, make: Make, progress: bool) -> bool:
     """Evaluate what is not done, coarse to fine; False if a point turned out to differ from the reference.
 
     Points are handed over in groups that are always cut alike, so that a surface continued, or computed by several
@@ -159,7 +164,7 @@ def _fill(store: SurfaceStore, plan: Plan, job: Job, team: Workers, progress: bo
         unit="point",
         disable=not progress,
     ) as bar:
-        for i, (values, difference) in team.run(work_maker(job, plan, team), tasks):
+        for i, (values, difference) in team.run(make, tasks):
             for j, index in groups[i].items():
                 store.record(index, {name: array[j] for name, array in values.items()})
             bar.update(len(groups[i]))

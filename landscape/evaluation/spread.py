@@ -1,8 +1,10 @@
 """The same points, the same plan, by one process or by many: what workers are sent and what they do with it."""
 
+import logging
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +17,13 @@ from landscape.evaluation.plan import Plan, Values, make_plan, relative_differen
 from landscape.evaluation.reference import reference_values
 from landscape.objective import Objective
 from landscape.slice import Slice
-from landscape.workers import Make, ThisProcess, Workers
+from landscape.workers import LocalThreads, Make, ThisProcess, Workers, torch_threads
+
+log = logging.getLogger(__name__)
+
+_WORTH = 10.0  # seconds that the whole grid takes, from which on another division of the processors is tried
+_MOST = 8  # threads that share them; more would get into each other's way in Python
+_GAIN = 0.97
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class Job:
         )
 
     def on(self, device: str | None, share: int) -> "Job":
-        """Return the job for one of so many workers that share the memory of the machine."""
-        objective = self.objective.to(device)
+        """Return the job, with a network of its own, for one of so many workers that share the machine's memory."""
+        objective = self.objective.to(device, copy=True)
         memory = memory_budget(self.memory, objective.device) // (share if device is None else 1)
         return replace(self, objective=objective, slice=self.slice.to(device), memory=memory)
 
@@ -52,7 +60,7 @@ def plan_for(job: Job, team: Workers, stored: dict | None = None) -> Plan:
     """Choose the plan that all workers use: here where they are processors like this one, else on one of them."""
     share = len(team.devices)
     if team.devices[0] is None:
-        with _threads(team.threads):  # tuned under their conditions
+        with torch_threads(team.threads):  # tuned under their conditions
             return job.on(None, share).plan(stored)
     ((_, found),) = team.run(partial(_planner, job, share), [stored])
     name, notes, settings = found
@@ -70,6 +78,38 @@ def work_maker(job: Job, plan: Plan, team: Workers) -> Make:
     if isinstance(team, ThisProcess):
         return lambda device: partial(_work, plan.values, _reference(job) if plan.rechecked else None)
     return partial(_again, job, plan.stored(), len(team.devices))
+
+
+def divide_processors(job: Job, plan: Plan, stack: ExitStack) -> tuple[Workers, Make]:
+    """Choose between all processors for one group of points and a share of them for each of several groups.
+
+    Both are timed where the grid takes long enough. The values are the same.
+    """
+    here = ThisProcess()
+    alone, n = work_maker(job, plan, here), min(torch.get_num_threads(), _MOST)
+    has_threads = plan.settings.get("kernel") is not None and plan.name == "dense"
+    if n < 2 or job.objective.device.type != "cpu" or has_threads:
+        return here, alone
+    low, high = job.ranges.T
+    points = np.random.default_rng(0).uniform(low, high, (plan.group, len(low)))
+    start = time.perf_counter()
+    plan.values(points)
+    seconds = time.perf_counter() - start
+    if seconds / plan.group * job.n_points < _WORTH:
+        return here, alone
+    team = stack.enter_context(LocalThreads(n))
+    apart = partial(_again, job, plan.stored(), n + 1)
+    try:
+        list(team.run(apart, [(points, False)] * n))
+    except (RuntimeError, ValueError, MemoryError) as error:  # a share of the memory may be too little
+        log.info("all processors work on one group of points at a time: %s", error)
+        return here, alone
+    start = time.perf_counter()
+    list(team.run(apart, [(points, False)] * 2 * n))
+    if (time.perf_counter() - start) / (2 * n) > _GAIN * seconds:
+        return here, alone
+    log.info("%d groups of points at a time, each by a share of the processors, which is faster here", n)
+    return team, apart
 
 
 def _work(
@@ -108,16 +148,3 @@ def _planner(job: Job, share: int, device: str | None) -> Callable[[Any], Any]:
 
 def _reference(job: Job) -> Values:
     return reference_values(job.objective, job.slice, job.objective.chunk_size)
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if n is None or n == before:
-        yield
-        return
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

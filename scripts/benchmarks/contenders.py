@@ -29,12 +29,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from landscape.data import Dataset
-from landscape.evaluation import Plan, make_plan
+from landscape.evaluation import Plan
 from landscape.evaluation.spread import Job, plan_for, work_maker
 from landscape.objective import Objective
 from landscape.parameters import layout
 from landscape.slice import Slice
-from landscape.workers import LocalWorkers
+from landscape.workers import LocalWorkers, Make, ThisProcess, Workers
 
 FAR = (0.7, -0.6)  # coordinates of the point far from the center
 
@@ -101,21 +101,36 @@ def best_batch(model: nn.Module, data: Dataset) -> int:
     return min(seconds, key=seconds.__getitem__)
 
 
-def plan_of(problem: Problem) -> Plan:
-    """Return the plan that `evaluate` would use."""
+def job_of(problem: Problem) -> Job:
+    """Return what a plan is made of, as `evaluate` does."""
     objective = Objective(problem.model, problem.data, metrics={})
     plane = Slice(objective.origin, problem.directions, {"kind": "given"}, ((-1.0, 1.0), (-1.0, 1.0)))
-    return make_plan(objective, plane)
+    return Job(objective, plane, "auto", np.array(plane.extent), None, 51 * 51)
 
 
-def landscape(problem: Problem, plan: Plan | None = None) -> Contender:
-    """Ours."""
-    chosen = plan or plan_of(problem)
-    points = np.random.default_rng(0).uniform(-1, 1, (max(problem.n_points, chosen.group), 2))
-    return Contender(
-        _timed(lambda: chosen.values(points), len(points)),
-        lambda: [(problem.theta(c), chosen.values(np.array([c]))["loss"][0]) for c in ((0.0, 0.0), FAR)],
-    )
+def landscape(problem: Problem) -> Contender:
+    """Ours, one group of points after another."""
+    job, team = job_of(problem), ThisProcess()
+    plan = plan_for(job, team)
+    return ours(problem, plan, team, work_maker(job, plan, team))
+
+
+def ours(problem: Problem, plan: Plan, team: Workers, make: Make) -> Contender:
+    """Ours, by workers: seconds per point once each has delivered its first group."""
+    n_workers = len(team.devices)
+    n_groups = n_workers * (1 + max(1, -(-problem.n_points // plan.group // n_workers)))
+    points = np.random.default_rng(0).uniform(-1, 1, (n_groups, plan.group, 2))
+
+    def run() -> float:
+        ready = [time.perf_counter() for _ in team.run(make, [(group, False) for group in points])]
+        return (ready[-1] - ready[n_workers - 1]) / (n_groups - n_workers) / plan.group
+
+    def check() -> list[tuple[Tensor, float]]:
+        groups = [(np.array([c]), False) for c in ((0.0, 0.0), FAR)]
+        found = dict(team.run(make, groups))
+        return [(problem.theta(tuple(group[0][0])), found[i][0]["loss"][0]) for i, group in enumerate(groups)]
+
+    return Contender(run, check)
 
 
 def plain_loop(problem: Problem) -> Contender:
@@ -246,22 +261,8 @@ def _timed(work: Callable[[], object], n: int) -> Callable[[], float]:
 
 @contextmanager
 def two_processes(problem: Problem) -> Iterator[Contender]:
-    """Ours in two processes that share the threads: seconds per point once both have delivered their first group."""
-    objective = Objective(problem.model, problem.data, metrics={})
-    plane = Slice(objective.origin, problem.directions, {"kind": "given"}, ((-1.0, 1.0), (-1.0, 1.0)))
-    job = Job(objective, plane, "auto", np.array(plane.extent), None)
+    """Ours in two processes that share the threads."""
+    job = job_of(problem)
     with LocalWorkers(2) as team:
         plan = plan_for(job, team)
-        n_groups = 2 + 2 * max(4, problem.n_points // plan.group)
-        points = np.random.default_rng(0).uniform(-1, 1, (n_groups, plan.group, 2))
-
-        def run() -> float:
-            ready = [time.perf_counter() for _ in team.run(work_maker(job, plan, team), [(p, False) for p in points])]
-            return (ready[-1] - ready[1]) / (n_groups - 2) / plan.group
-
-        def check() -> list[tuple[Tensor, float]]:
-            groups = [(np.array([c]), False) for c in ((0.0, 0.0), FAR)]
-            found = dict(team.run(work_maker(job, plan, team), groups))
-            return [(problem.theta(tuple(group[0][0])), found[i][0]["loss"][0]) for i, group in enumerate(groups)]
-
-        yield Contender(run, check)
+        yield ours(problem, plan, team, work_maker(job, plan, team))

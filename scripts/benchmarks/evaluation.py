@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from contenders import CONTENDERS, MISSING, OWN, Problem, best_batch, landscape, plan_of, two_processes
+from contenders import CONTENDERS, MISSING, OWN, Problem, best_batch, job_of, ours, two_processes
 from harness import (
     Rates,
     bars,
@@ -52,9 +52,10 @@ from workloads import WORKLOADS, make
 
 from landscape import evaluate, random_directions
 from landscape.data import Dataset
+from landscape.evaluation.spread import divide_processors, plan_for
 from landscape.objective import Objective
 from landscape.parameters import layout
-from landscape.workers import LocalWorkers
+from landscape.workers import LocalWorkers, ThisProcess
 
 TWO = "landscape, 2 processes"
 PRESENT = [name for name in CONTENDERS if name not in MISSING]
@@ -107,12 +108,14 @@ def measure(name: str, rounds: int, rates: Rates, quick: bool) -> dict:
     batch = best_batch(model, data)
     plane = random_directions(Objective(model, data, metrics={}, chunk_size=batch))
     problem = Problem(model, data, plane.directions, batch, 2 if quick else workload.n_points)
-    begin = time.perf_counter()
-    plan = plan_of(problem)
-    setup = time.perf_counter() - begin
     truth = Objective(model, data, metrics={}, dtype=torch.float64, chunk_size=batch)
     with ExitStack() as stack:
-        found = {OWN: landscape(problem, plan), TWO: stack.enter_context(two_processes(problem))}
+        begin = time.perf_counter()
+        job = job_of(problem)
+        plan = plan_for(job, ThisProcess())
+        team, do = divide_processors(job, plan, stack)
+        setup = time.perf_counter() - begin
+        found = {OWN: ours(problem, plan, team, do), TWO: stack.enter_context(two_processes(problem))}
         found |= {key: CONTENDERS[key](problem) for key in PRESENT if key != OWN}
         seconds = interleaved({key: contender.run for key, contender in found.items()}, rounds)
         errors = {
@@ -137,6 +140,7 @@ def measure(name: str, rounds: int, rates: Rates, quick: bool) -> dict:
         "relative error": errors,
         "memory": memory,
         "plan": plan.describe(),
+        "groups at a time": len(team.devices),
         "setup seconds": setup,
     }
 
