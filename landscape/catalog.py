@@ -6,6 +6,7 @@
     /n_steps [n], /n_escapes [n], /moved [n]      of the descent: steps, saddles left on the way, distance covered
     /n_negative [n], /n_flat [n]                  eigenvalues of the Hessian below and within the tolerance, -1 unknown
     /smallest [n], /largest [n], /trace [n]       eigenvalues and trace of the Hessian
+    /tol [n]                                      below which an eigenvalue counts as zero
     /metric/NAME [n]                              loss without penalty, accuracy, ... of training and test data
     /theta [n, p] float64, /buffers [n, q]
     /record/shared                                JSON text: settings, provenance, identification

@@ -1,21 +1,25 @@
 """One self-contained HTML page out of stored results."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import plotly.graph_objects as go
 
+from landscape.comparison import CHAPTERS, Finding
 from landscape.figures import figures_of
 from landscape.figures.image import figure_html, page_html
 from landscape.sanity import findings
 from landscape.storage import replacing
 from landscape.surface import Surface
 
+Row = Mapping[str, object]
 _LONGEST = 300  # characters of a value in the table of provenance
 _STYLE = """:root { --figure-height: 640px; }
 * { box-sizing: border-box; }
@@ -40,6 +44,13 @@ th { font-weight: 600; width: 30%; }
   th, td { padding: 4px 6px; }
   th { width: 38%; }
 }"""
+_STUDY_STYLE = """h2.chapter { font-size: 1.5rem; margin-top: 3.5rem; border-top: 2px solid #1a1a1a; }
+h3 { font-size: 1.15rem; line-height: 1.3; margin: 2rem 0 0.5rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+.wide th, .wide td { width: auto; white-space: nowrap; overflow-wrap: normal; }
+.wide thead th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom; }
+.wide td { font-variant-numeric: tabular-nums; }
+@media (max-width: 600px) { .wide table { font-size: 0.85rem; } }"""
 
 _TITLES = {
     "contour": "contours",
@@ -71,6 +82,9 @@ class Section:
         table: Rows of cells; the first cell of a row says what it is.
         links: Labels and relative paths of files beside the page.
         folded: Whether the table is shown only on a click.
+        header: The table's columns; such a table may be wider than the page, and is moved sideways there.
+        downloads: Tables by the name of the CSV file that the page offers them as, without its suffix.
+        chapter: Whether it begins a part of the page; then only such sections are in the table of contents.
     """
 
     title: str
@@ -79,6 +93,9 @@ class Section:
     table: Sequence[Sequence[str]] | None = None
     links: Sequence[tuple[str, str]] = ()
     folded: bool = False
+    header: Sequence[str] = ()
+    downloads: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    chapter: bool = False
 
 
 def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Path:
@@ -97,13 +114,22 @@ def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Pa
     """
     path = Path(path)
     parts = [f"<h1>{escape(title)}</h1>"]
+    chapters = any(section.chapter for section in sections)
     if len(sections) > 2:
-        entries = [f'<li><a href="#section-{i}">{escape(s.title)}</a></li>' for i, s in enumerate(sections, start=1)]
+        entries = [
+            f'<li><a href="#section-{i}">{escape(s.title)}</a></li>'
+            for i, s in enumerate(sections, start=1)
+            if s.chapter or not chapters
+        ]
         parts.append(f"<nav><ul>{''.join(entries)}</ul></nav>")
     for i, section in enumerate(sections, start=1):
-        parts += ["<section>", *_section_html(section, i), "</section>"]
+        heading = f'<h2 id="section-{i}">{escape(section.title)}</h2>'
+        if chapters:
+            heading = heading.replace("<h2", '<h2 class="chapter"', 1) if section.chapter else _smaller(heading)
+        parts += ["<section>", heading, *_section_html(section, i), "</section>"]
+    style = f"{_STYLE}\n{_STUDY_STYLE}" if chapters else _STYLE
     with replacing(path) as temporary:
-        temporary.write_text(page_html(title, _STYLE, "\n".join(parts)), encoding="utf-8")
+        temporary.write_text(page_html(title, style, "\n".join(parts)), encoding="utf-8")
     return path
 
 
@@ -139,8 +165,41 @@ def surface_sections(
     return sections
 
 
+def study_sections(findings: Sequence[Finding]) -> list[Section]:
+    """Return the page of restart studies: what was run, how runs ended, what they found, compared, connected.
+
+    Args:
+        findings: Of `comparison.compare_studies`.
+
+    Example:
+        >>> page("My study", study_sections(compare_studies({"mine": study})), "index.html")  # doctest: +SKIP
+    """
+    sections = []
+    for chapter in CHAPTERS:
+        mine = [finding for finding in findings if finding.chapter == chapter]
+        if mine:
+            sections.append(Section(chapter, chapter=True))
+        for one in mine:
+            table = [list(row.values()) for row in one.shown]
+            header = list(one.shown[0]) if one.shown else []
+            sections.append(Section(one.title, one.text, one.figure, table, header=header, downloads=one.tables))
+    return sections
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Return a table as CSV, header first; floats keep all their digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _smaller(heading: str) -> str:
+    return heading.replace("<h2", "<h3").replace("</h2>", "</h3>")
+
+
 def _section_html(section: Section, number: int) -> Iterator[str]:
-    yield f'<h2 id="section-{number}">{escape(section.title)}</h2>'
     if section.caption:
         yield f"<p>{escape(section.caption)}</p>"
     if section.figure is not None:
@@ -148,17 +207,31 @@ def _section_html(section: Section, number: int) -> Iterator[str]:
     if section.table:
         if section.folded:
             yield f"<details><summary>{len(section.table)} entries</summary>"
-        yield "<table>"
-        for first, *others in section.table:
-            cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
-            yield f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
-        yield "</table>"
+        yield from _table_html(section.header, section.table)
         if section.folded:
             yield "</details>"
     if section.links:
         # quoted whole, so that a name with a colon, `#` or `?` stays the name of a file
         entries = [f'<li><a href="{escape(quote(href))}">{escape(label)}</a></li>' for label, href in section.links]
         yield f'<ul class="links">{"".join(entries)}</ul>'
+    if section.downloads:
+        entries = [
+            f'<li><a download="{escape(name)}.csv" href="data:text/csv;charset=utf-8,{quote(csv_text(rows))}">'
+            f"{escape(name)}.csv</a> ({len(rows):,} rows)</li>"
+            for name, rows in section.downloads.items()
+        ]
+        yield f'<ul class="links">{"".join(entries)}</ul>'
+
+
+def _table_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield '<div class="wide"><table>' if header else "<table>"
+    if header:
+        cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+        yield f"<thead><tr>{cells}</tr></thead>"
+    for first, *others in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        yield f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+    yield "</table></div>" if header else "</table>"
 
 
 def _flatten(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

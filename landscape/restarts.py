@@ -45,6 +45,7 @@ def run_restarts(
     penalty: float = 0.0,
     workers: int | str | Sequence[str] | Workers = 1,
     batch: int = BATCH,
+    info: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Study:
     """Train a network from many seeds with each of several settings, and keep all ends in one file.
@@ -65,6 +66,7 @@ def run_restarts(
             that knows it; not to the loss in the curves.
         workers: Processes or devices that share the runs, see `evaluate`.
         batch: Runs that are trained together, and that a kill loses.
+        info: How network and data are made again (JSON-able), kept in the provenance.
         progress: Show a progress bar.
 
     Returns:
@@ -85,7 +87,7 @@ def run_restarts(
         raise ValueError(f"expected different seeds, at least one, and a batch of 1 or more; got {wanted}, {batch}")
     job = _Job(build, data, test, loss, metrics, penalty)
     objective = job.objective(build(wanted[0]))
-    writer = StudyWriter(path, described, _provenance(objective), _fingerprint(objective))
+    writer = StudyWriter(path, described, {**_provenance(objective), "info": dict(info or {})}, _fingerprint(objective))
     tasks = []
     for name, entry in described.items():
         missing = [seed for seed in wanted if (name, seed) not in writer.done]
@@ -220,6 +222,8 @@ def _describe(name: str, given: Mapping[str, Any], penalty: float) -> dict[str, 
 def _fingerprint(objective: Objective) -> dict[str, str]:
     whole = objective.fingerprint()
     del whole["fixed parameters and buffers"]  # of the first seed
+    for key in ("penalty", "test_data"):
+        whole.setdefault(key, "none")  # named, so that to leave them out later is a difference
     return whole
 
 

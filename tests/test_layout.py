@@ -43,12 +43,13 @@ ORDER = [
     *("figures.line", "figures.surface3d", "figures.volume", "figures.basins", "figures.minima"),
     *("figures.persistence", "figures.merge_tree", "figures.minima_count", "figures.topology"),
     "figures.*",
-    *("figures", "report", "demo"),
+    *("figures", "comparison.finding", "comparison.runs", "comparison.training", "comparison.minima", "comparison"),
+    *("report", "demo"),
     *("cli.networks", "cli.studies", "cli.files", "cli.topology", "cli", "__main__"),
 ]
 TORCH_FREE = [
     *("storage", "rows", "surface", "sanity", "study", "catalog", "topology", "barriers", "statistics"),
-    *("interchange", "mesh", "figures", "report"),
+    *("interchange", "mesh", "figures", "comparison", "report"),
 ]
 USE_MODELS = {"demo", "cli.networks"}
 

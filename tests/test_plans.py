@@ -378,3 +378,16 @@ class TestInASurface:
         plan = Surface.load(path).provenance["plan"]
         assert plan["name"] == "reference"
         assert plan["notes"][-1] == "begun with the dense plan"
+
+
+@pytest.mark.parametrize(("name", "plan"), [("mlp", "dense"), ("lenet", "layered"), ("recurrent", "reference")])
+def test_a_weight_penalty_is_part_of_the_loss_of_every_plan(name, plan):
+    model = randomize(build(name, input_shape=[1, 8, 8], classes=4, seed=0))
+    with_penalty, without = (Objective(model, IMAGES, penalty=penalty) for penalty in (0.3, 0.0))
+    plane = random_directions(with_penalty, biases=True)
+    chosen = make_plan(with_penalty, plane)
+    assert chosen.name == plan
+    found, bare = chosen.values(POINTS), make_plan(without, plane, engine="reference").values(POINTS)
+    penalties = [0.15 * plane.at(point).double().square().sum().item() for point in POINTS]
+    np.testing.assert_allclose(found["loss"], bare["loss"] + penalties, rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], bare["accuracy"], atol=1e-12)

@@ -126,8 +126,7 @@ class TestDeath:
     def test_of_the_parent_ends_the_workers(self, tmp_path):
         script = textwrap.dedent("""
             import os, pathlib, sys, time
-            from landscape.program import whole_float32
-from landscape.workers import LocalThreads, LocalWorkers
+            from landscape.workers import LocalWorkers
 
             def slow(device):
                 def work(task):

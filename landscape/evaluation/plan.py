@@ -129,7 +129,7 @@ def make_plan(
             if difference <= RTOL:
                 checked = f"checked against the reference at 4 points: {difference:.0e} relative"
                 notes = (*fast.notes, checked, _memory_note(fast, needs, budget), *refusals, *objective.notes)
-                return Plan(name, notes, fast.settings(), fast.values)
+                return Plan(name, notes, fast.settings(), with_penalty(fast.values, objective, slice))
             refusals.append(f"the {name} plan differs from the reference by {difference:.1e} relative: not used")
     return _reference(objective, slice, refusals, objective.chunk_size)
 
@@ -157,7 +157,8 @@ def _preview(
     if not refusals and (stored is None or stored["rewritten"]):
         try:
             exact = Layered(objective, slice, trace(objective.model), budget // 4)
-            difference = relative_difference(exact.values(points), expected)
+            exactly = with_penalty(exact.values, objective, slice)
+            difference = relative_difference(exactly(points), expected)
             if not difference <= RTOL:
                 raise ValueError(f"they differ from the reference by {difference:.1e} relative")
             traced = trace(objective.model)
@@ -166,7 +167,8 @@ def _preview(
                 fast = Layered(narrow, slice, traced, budget // 4)
                 needs = needs_of(fast, size, objective, slice.k)
                 _prepare(fast, narrow, needs, budget, points, stored, n_points)
-            wide, values, settings = exact.values, in_bf16(fast.values, device), {**fast.settings(), "rewritten": True}
+            wide, settings = exactly, {**fast.settings(), "rewritten": True}
+            values = with_penalty(in_bf16(fast.values, device), objective, slice)
             notes = [*fast.notes, _memory_note(fast, needs, budget)]
         except Exception as problem:  # as in `make_plan`
             if stored is not None:
@@ -207,10 +209,24 @@ def _prepare(
     else:
         choose_sizes(fast, objective, needs, budget, n_points)
     start = time.perf_counter()
-    parts = [fast.values(points[i : i + fast.group]) for i in range(0, len(points), fast.group)]
+    values = with_penalty(fast.values, objective, fast.slice)
+    parts = [values(points[i : i + fast.group]) for i in range(0, len(points), fast.group)]
     if stored is None:
         limit_time(fast, points, time.perf_counter() - start)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def with_penalty(values: Values, objective: Objective, slice: Slice) -> Values:
+    """Add the weight penalty of an objective, if it has one, to losses that are without."""
+    if not objective.penalty:
+        return values
+
+    def penalized(coordinates: np.ndarray) -> dict[str, np.ndarray]:
+        found = values(coordinates)
+        penalties = [objective.penalty_at(slice.at(point)) for point in coordinates]
+        return {**found, "loss": found["loss"] + penalties}
+
+    return penalized
 
 
 def _memory_note(fast: Dense | Layered, needs: Needs, budget: int) -> str:

@@ -6,11 +6,14 @@ from landscape.figures.barrier import plot_barrier
 from landscape.figures.comparison import plot_comparison
 from landscape.figures.connections import plot_connections
 from landscape.figures.contour import plot_contour
+from landscape.figures.count_tolerance import plot_count_tolerance
 from landscape.figures.descent import plot_descent
 from landscape.figures.distributions import plot_distributions
+from landscape.figures.eigenvalues import plot_eigenvalues
 from landscape.figures.history import plot_history
 from landscape.figures.image import browser_missing, save_figure, save_figures
 from landscape.figures.line import plot_line
+from landscape.figures.loss_curves import plot_loss_curves
 from landscape.figures.matrix import plot_matrix
 from landscape.figures.merge_tree import plot_merge_tree
 from landscape.figures.minima import plot_basins, plot_minima
@@ -18,6 +21,7 @@ from landscape.figures.minima_count import plot_minima_count
 from landscape.figures.pairwise import plot_pairwise
 from landscape.figures.persistence import plot_persistence
 from landscape.figures.rarefaction import plot_rarefaction
+from landscape.figures.shared_minima import plot_shared_minima
 from landscape.figures.surface3d import plot_surface
 from landscape.figures.trajectory import plot_trajectory
 from landscape.figures.volume import plot_volume
@@ -32,10 +36,13 @@ __all__ = [
     "plot_comparison",
     "plot_connections",
     "plot_contour",
+    "plot_count_tolerance",
     "plot_descent",
     "plot_distributions",
+    "plot_eigenvalues",
     "plot_history",
     "plot_line",
+    "plot_loss_curves",
     "plot_matrix",
     "plot_merge_tree",
     "plot_minima",
@@ -43,6 +50,7 @@ __all__ = [
     "plot_pairwise",
     "plot_persistence",
     "plot_rarefaction",
+    "plot_shared_minima",
     "plot_surface",
     "plot_trajectory",
     "plot_volume",

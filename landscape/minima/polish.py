@@ -72,7 +72,8 @@ def polish(
     until the gradient is a tenth, and a tenth again. Where the distances covered, for each factor of the gradient, are
     more than a thousandth of `1 + ||theta||` and stay alike, and the norm grows, the status is "at infinity". Near a
     minimum they shrink like the gradient, near one of fourth order still to 0.46. Below its rounding error, 2e-15,
-    cross-entropy counts as at infinity, too. With a penalty there is always a finite minimum, and no such check.
+    cross-entropy counts as at infinity, too. With a penalty a loss that is bounded below has a
+    finite minimum: no such check.
 
     Where the loss has kinks (ReLU), a descent may end on one, where no gradient vanishes: "not converged".
 
@@ -160,19 +161,18 @@ def polish_many(
     return [result for result in results if result is not None]
 
 
-def newton_step(objective: Objective, theta: Tensor, gradient: Tensor, rtol: float = 1e-8) -> Tensor:
-    """Solve `H s = -g` approximately, by MINRES, which finds the shortest solution where `H` is singular.
+def newton_step(objective: Objective, theta: Tensor, gradient: Tensor) -> Tensor:
+    """Solve `H s = -g` by at most 500 products in MINRES, which finds the shortest solution where `H` is singular.
 
     Args:
         objective: In float64.
         theta: `[p]`.
         gradient: `[p]` the gradient there.
-        rtol: Residual to reach, relative to `||H|| ||s||`, in at most 500 products.
     """
     p = len(gradient)
     operator = LinearOperator((p, p), matvec=lambda v: _product(objective, theta, v), dtype=np.float64)
     with np.errstate(all="ignore"):
-        step, _ = minres(operator, -gradient.cpu().numpy(), rtol=rtol, maxiter=min(_PRODUCTS, 3 * p))
+        step, _ = minres(operator, -gradient.cpu().numpy(), rtol=1e-8, maxiter=min(_PRODUCTS, 3 * p))
     return torch.from_numpy(step).to(theta)
 
 

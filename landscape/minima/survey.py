@@ -56,8 +56,9 @@ def survey_minima(
 ) -> Catalog:
     """Descend from the ends of all runs to certified critical points, and find the distinct minima among them.
 
-    The objective is that of the study, penalty included, in float64 on the same data. Runs that diverged are left out.
-    A path that holds a part of the same survey is continued.
+    The objective is that of the study, penalty included, in float64 on the same data. Batch norm uses the statistics
+    that each run ended with, so that runs of such a network descend on objectives of their own. Runs that diverged are
+    left out. A path that holds a part of the same survey is continued.
 
     Args:
         study: The runs.
@@ -80,7 +81,8 @@ def survey_minima(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: Network or data are not those of the study, or the file holds another survey.
+        ValueError: Network or data are not those of the study, there is no such run or none that did not diverge, or
+            the file holds another survey.
     """
     job = _Job(
         *(network, data, test, loss, metrics, float(study.provenance["settings"]["penalty"])),
@@ -88,14 +90,20 @@ def survey_minima(
     )
     objective = job.objective(network)
     _check_same(study, objective)
-    question = {"gtol": gtol, "max steps": max_steps, "max escapes": max_escapes, "study": study.fingerprint}
+    question = {
+        **{"gtol": gtol, "max steps": max_steps, "max escapes": max_escapes, "study": study.fingerprint},
+        "test data": objective.fingerprint().get("test_data"),
+    }
     record = {
         "settings": list(study.settings),
-        "provenance": {**study.provenance, "study": str(study.path), "question": question},
+        "provenance": {
+            **study.provenance,
+            **{"study": str(study.path), "question": question, "study settings": study.settings},
+        },
         "identification": None,
     }
-    wanted = np.flatnonzero(~study.diverged) if runs is None else np.unique(np.asarray(runs, dtype=int))
-    done = _done(Path(path), question)
+    wanted = _wanted(study, runs)
+    done = _done(Path(path), question, study)
     missing = [int(i) for i in wanted if int(i) not in done]
     writer = RowsWriter(path, KIND, record)
     tasks = [missing[first : first + batch] for first in range(0, len(missing), batch)]
@@ -171,7 +179,7 @@ def _descend(job: _Job, objective: Objective, thetas: Tensor) -> list[Found]:
 
 def _columns(objective: Objective, starts: Tensor, found: list[Found], buffers: np.ndarray) -> _Columns:
     thetas = torch.stack([one.polished.theta for one in found])
-    columns: dict[str, list] = {name: [] for name in ("n_negative", "n_flat", "smallest", "largest", "trace")}
+    columns: dict[str, list] = {name: [] for name in ("n_negative", "n_flat", "smallest", "largest", "tol", "trace")}
     metrics: dict[str, list[float]] = {}
     for one, theta in zip(found, thetas, strict=True):
         for name, value in _curvature(objective, one, theta).items():
@@ -196,13 +204,14 @@ def _columns(objective: Objective, starts: Tensor, found: list[Found], buffers: 
 def _curvature(objective: Objective, found: Found, theta: Tensor) -> dict[str, float]:
     index = found.certificate.index
     if index is None:
-        return {"n_negative": -1, "n_flat": -1, "smallest": np.nan, "largest": np.nan, "trace": np.nan}
+        return {"n_negative": -1, "n_flat": -1, "smallest": np.nan, "largest": np.nan, "tol": np.nan, "trace": np.nan}
     all_known = len(index.values) == objective.layout.p
     return {
         "n_negative": index.n_negative,
         "n_flat": index.n_flat,
         "smallest": float(index.values[0]),
         "largest": index.largest,
+        "tol": index.tol,
         "trace": float(index.values.sum()) if all_known else trace(objective, theta).value,
     }
 
@@ -218,7 +227,7 @@ def _identify(
     sample = split_batch(next(objective.splits[""].chunks(SAMPLES if objective.splits[""].stackable else None)))[0]
     outputs = of_network = None
     if relation == "function":
-        outputs = network_outputs(objective.to(dtype=torch.float64), thetas, SAMPLES)
+        outputs = _outputs(job, objective, thetas, read_column(path, KIND, "buffers", np.arange(n)))
     else:
         of_network = symmetries(job.network, sample)
     softmax = objective.is_classification and is_cross_entropy(objective.loss)
@@ -241,6 +250,25 @@ def _identify(
     }
 
 
+def _outputs(job: _Job, objective: Objective, thetas: Tensor, buffers: np.ndarray) -> Tensor:
+    """Return what the networks compute on the first samples, each with its own buffers, `[n, m, ...]`."""
+    if not buffers.shape[1]:
+        return network_outputs(objective.to(dtype=torch.float64), thetas, SAMPLES)
+    own = (job.objective(_with_buffers(job.network, row)).to(dtype=torch.float64) for row in buffers)
+    return torch.cat([network_outputs(one, theta, SAMPLES) for one, theta in zip(own, thetas[:, None], strict=True)])
+
+
+def _wanted(study: Study, runs: Sequence[int] | None) -> np.ndarray:
+    """Return the runs to descend from, in increasing order."""
+    chosen = np.arange(len(study)) if runs is None else np.unique(np.asarray(runs, dtype=int))
+    if outside := [int(i) for i in chosen if not 0 <= i < len(study)]:
+        raise ValueError(f"the study {study.path} has runs 0 to {len(study) - 1}; there is no run {outside[0]}")
+    wanted = chosen[~study.diverged[chosen]]
+    if not len(wanted):
+        raise ValueError(f"nothing to descend from: {len(chosen)} runs chosen, all of them diverged")
+    return wanted
+
+
 def _check_same(study: Study, objective: Objective) -> None:
     fresh = objective.fingerprint()
     differing = [
@@ -254,18 +282,24 @@ def _check_same(study: Study, objective: Objective) -> None:
         )
 
 
-def _done(path: Path, question: dict) -> set[int]:
+def _done(path: Path, question: dict, study: Study) -> set[int]:
     """Return the runs that are in the file already."""
     if not find_files(path, KIND):
         return set()
     columns, record = read_rows(path, KIND, but=("theta", "buffers"))
     before = record["provenance"]["question"]
-    if differing := [key for key in question if before.get(key) != question[key]]:
+    differing = [key for key in question if before.get(key) != question[key]]
+    runs, settings = columns["run"], record["provenance"]["study settings"]
+    if runs.max() >= len(study) or any(study.settings.get(name) != settings[name] for name in settings):
+        differing.append("settings or number of the runs")
+    elif (study.seed[runs] != columns["seed"]).any() or (study.setting[runs] != columns["setting"]).any():
+        differing.append("seeds of the runs")
+    if differing:
         raise ValueError(
             f"{path} holds another survey; what differs: {', '.join(differing)}. Choose another file name, or delete "
             f"it and {parts_folder(path).name}"
         )
-    return set(columns["run"].tolist())
+    return set(runs.tolist())
 
 
 def _with_buffers(network: nn.Module, row: np.ndarray) -> nn.Module:
