@@ -186,19 +186,12 @@ class Layered:
                 for self.channels_last in layouts:
                     tensors = self._tensors(self.slice.origin)
                     points = [self._point([0.0] * self.slice.k, tensors) for _ in range(min(self.group, 4))]
+                    self._time_one(sizes[0], points)  # compiles what is compiled, which must not use up the time
                     begin = time.perf_counter()
                     for size in sizes:
                         if turn and (size, self.channels_last) not in best:
                             break
-                        x, target = split_batch(next(batches.chunks(size)))
-                        x = self._laid_out(x)
-                        responses = self._responses(x)
-                        for warm in (False, True):  # memory and packed weights are made at the first call
-                            start = time.perf_counter()
-                            some = points if warm else points[:1]
-                            totals = {name: np.zeros(len(points)) for name in self.objective.metrics}
-                            self._add_metrics(totals, "", self._outputs(x, some, responses), target, size)
-                        seconds = time.perf_counter() - start
+                        seconds = self._time_one(size, points)
                         key, each = (size, self.channels_last), seconds / size / len(points)
                         best[key] = min(best.get(key, each), each)
                         if time.perf_counter() - begin + 4 * seconds > _TUNING_SECONDS / _TURNS:
@@ -207,6 +200,19 @@ class Layered:
         self._kept.clear()
         if self.channels_last:
             self.notes.append("images laid out channels_last")
+
+    def _time_one(self, size: int, points: list[Point]) -> float:
+        """Return the seconds that some points take for a chunk, when everything is set up."""
+        x, target = split_batch(next(self.objective.splits[""].chunks(size)))
+        x = self._laid_out(x)
+        responses = self._responses(x)
+        seconds = 0.0
+        for some in (points[:1], points):  # memory and packed weights are made at the first call
+            start = time.perf_counter()
+            totals = {name: np.zeros(len(points)) for name in self.objective.metrics}
+            self._add_metrics(totals, "", self._outputs(x, some, responses), target, size)
+            seconds = time.perf_counter() - start
+        return seconds
 
     def settings(self) -> dict[str, Any]:
         """Return what was tuned (JSON-able)."""

@@ -207,7 +207,12 @@ def tables(results: dict, surface: dict | None) -> str:
 def main() -> None:
     """Measure and write `evaluation.json`, `.md`, `.html` and pictures."""
     parser = options(__doc__, rounds=4)
-    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(WORKLOADS),
+        help="measure these and keep what an earlier run wrote of the others",
+    )
     parser.add_argument(
         "--memory", nargs=2, metavar=("WORKLOAD", "CONTENDER"), help="print the memory of one, in bytes"
     )
@@ -218,11 +223,14 @@ def main() -> None:
         return
     rounds = 1 if chosen.quick else chosen.rounds
     rates = measure_rates()
-    results = {}
-    for name in chosen.only:
-        results[name] = measure(name, rounds, rates, chosen.quick)
-        print(f"{name}: {results[name]['plan']}", flush=True)
-    surface = whole_surface(rounds, chosen.quick) if "A" in chosen.only else None
+    found, before = {}, {"workloads": {}, "whole surface": None}
+    if chosen.only and (chosen.out / "evaluation.json").exists():
+        before = json.loads((chosen.out / "evaluation.json").read_text())["results"]
+    for name in chosen.only or WORKLOADS:
+        found[name] = measure(name, rounds, rates, chosen.quick)
+        print(f"{name}: {found[name]['plan']}", flush=True)
+    surface = before["whole surface"] if "A" not in found else whole_surface(rounds, chosen.quick)
+    results = {name: entry for name in WORKLOADS if (entry := found.get(name, before["workloads"].get(name)))}
     groups = [f"{name}<br>{entry['workload'].split(',')[0]}" for name, entry in results.items()]
     entries = [entry["seconds per point"] for entry in results.values()]
     series = {key: [entry[key] for entry in entries] for key in (OWN, TWO, *PRESENT[1:])}

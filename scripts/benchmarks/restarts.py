@@ -64,10 +64,10 @@ class Study:
 
 STUDIES = {
     "digits": Study(
-        "64-32-10 tanh, digits", {"input_shape": [1, 8, 8], "classes": 10, "widths": [32]}, "digits", 1437, 64, 4, 0.01
+        "64-32-10 tanh, digits", {"input_shape": [1, 8, 8], "classes": 10, "widths": [32]}, "digits", 1437, 64, 10, 0.01
     ),
     "lecture": Study(
-        "784-10-10-10-10-10 tanh, MNIST", {"input_shape": [1, 28, 28], "classes": 10}, "mnist", 2000, 50, 2, 0.001
+        "784-10-10-10-10-10 tanh, MNIST", {"input_shape": [1, 28, 28], "classes": 10}, "mnist", 2000, 50, 4, 0.001
     ),
 }
 
