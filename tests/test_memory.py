@@ -25,8 +25,8 @@ GIB = 1 << 30
 
 
 class TestBudget:
-    def test_a_gibibyte_or_a_quarter_of_what_is_free(self, monkeypatch):
-        for free, budget in ((64 * GIB, GIB), (2 * GIB, GIB // 2), (None, GIB)):
+    def test_two_gibibytes_or_a_quarter_of_what_is_free(self, monkeypatch):
+        for free, budget in ((64 * GIB, 2 * GIB), (2 * GIB, GIB // 2), (None, 2 * GIB)):
             monkeypatch.setattr(memory, "free_memory", lambda device, own=free: own)
             assert memory_budget() == budget
 

@@ -140,7 +140,7 @@ def _surface_options(parser: argparse.ArgumentParser) -> None:
         help="the fastest exact plan, the plain one, or a quick look in bf16 whose figures are marked as such",
     )  # fmt: skip
     group.add_argument(
-        "--memory", metavar="SIZE", help="what the plan may take, such as 500M or 2G; default: 1 GiB, or a quarter of "
+        "--memory", metavar="SIZE", help="what the plan may take, such as 500M or 2G; default: 2 GiB, or a quarter of "
         "what is free where that is less",
     )  # fmt: skip
     group.add_argument(

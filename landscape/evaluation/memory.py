@@ -10,14 +10,14 @@ from landscape.data import batch_size, split_batch
 from landscape.evaluation.graph import linear_parameters, module_of
 from landscape.objective import Objective
 
-MEMORY = 1 << 30  # bytes that a plan takes by default, where there are four times as many
+MEMORY = 2 << 30  # bytes that a plan takes by default, where there are four times as many
 
 
 def memory_budget(memory: int | None = None, device: torch.device | str = "cpu") -> int:
     """Return the bytes that a plan may take: those given, never more than are free.
 
     Args:
-        memory: What the user allows. Default: 1 GiB, or a quarter of what is free where that is less; on CUDA half of
+        memory: What the user allows. Default: 2 GiB, or a quarter of what is free where that is less; on CUDA half of
             what the card has free.
         device: Whose memory it is.
 

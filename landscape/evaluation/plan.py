@@ -86,7 +86,7 @@ def make_plan(
         slice: Where the points lie.
         engine: `"auto"`, `"reference"` for the reference plan, or `"preview"`.
         ranges: `[k, 2]` low and high coordinate of each axis; default: the slice's extent.
-        memory: Bytes that a fast plan may take, at most those that are free. Default: 1 GiB, or a quarter of what the
+        memory: Bytes that a fast plan may take, at most those that are free. Default: 2 GiB, or a quarter of what the
             machine (on CUDA: the card) has free where that is less.
         stored: What a surface that is continued kept of its plan: the same plan is made again.
         n_points: Of the whole grid: what takes time to set up is only taken where it pays.
