@@ -65,11 +65,11 @@ def plan_for(job: Job, team: Workers, stored: dict | None = None) -> Plan:
     ((_, found),) = team.run(partial(_planner, job, share), [stored])
     name, notes, settings = found
 
-    def values(coordinates: np.ndarray) -> dict[str, np.ndarray]:
+    def values(coordinates: np.ndarray) -> dict[str, np.ndarray]:  # on a worker, too
         ((_, (found, _)),) = team.run(partial(_again, job, plan.stored(), share), [(coordinates, False)])
         return found
 
-    plan = Plan(name, notes, settings, values)  # `values` sends its points to a worker, too
+    plan = Plan(name, notes, settings, values)
     return plan
 
 
@@ -97,17 +97,19 @@ def divide_processors(job: Job, plan: Plan, stack: ExitStack) -> tuple[Workers, 
     seconds = time.perf_counter() - start
     if seconds / plan.group * job.n_points < _WORTH:
         return here, alone
-    team = stack.enter_context(LocalThreads(n))
     apart = partial(_again, job, plan.stored(), n + 1)
-    try:
-        list(team.run(apart, [(points, False)] * n))
-    except (RuntimeError, ValueError, MemoryError) as error:  # a share of the memory may be too little
-        log.info("all processors work on one group of points at a time: %s", error)
-        return here, alone
-    start = time.perf_counter()
-    list(team.run(apart, [(points, False)] * 2 * n))
-    if (time.perf_counter() - start) / (2 * n) > _GAIN * seconds:
-        return here, alone
+    with ExitStack() as trial:  # what is not used shall not keep its memory
+        team = trial.enter_context(LocalThreads(n))
+        try:
+            list(team.run(apart, [(points, False)] * n))
+        except (RuntimeError, ValueError, MemoryError) as error:  # a share of the memory may be too little
+            log.info("all processors work on one group of points at a time: %s", error)
+            return here, alone
+        start = time.perf_counter()
+        list(team.run(apart, [(points, False)] * 2 * n))
+        if (time.perf_counter() - start) / (2 * n) > _GAIN * seconds:
+            return here, alone
+        stack.push(trial.pop_all())
     log.info("%d groups of points at a time, each by a share of the processors, which is faster here", n)
     return team, apart
 
