@@ -1,14 +1,24 @@
 # `make demo` and `make test` need Python 3.11 or newer and make; everything else is set up in .venv.
 PYTHON ?= python3
+OLDEST ?= python3.11
+NEWEST ?= python3.13
 BIN := .venv/bin
 
-.PHONY: demo test bench check dist clean
+.PHONY: demo test test-oldest test-newest bench lecture check dist clean
 
 demo: .venv/demo
 	$(BIN)/landscape demo
 
 test: check
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadgroup
+
+# the same with the oldest and the newest versions that are supported: on Linux the torch of each brings CUDA, and each
+# environment takes some 7 GB
+test-oldest: .venv-oldest/test
+	.venv-oldest/bin/pytest -n auto --dist loadgroup
+
+test-newest: .venv-newest/test
+	.venv-newest/bin/pytest -n auto --dist loadgroup
 
 # against peers, on real data: LANDSCAPE_DATA names the folder of MNIST and CIFAR-10, else they are downloaded;
 # some twenty minutes on two cores, during which nothing else should run
@@ -17,6 +27,10 @@ bench: .venv/bench
 	$(BIN)/python scripts/benchmarks/restarts.py
 	$(BIN)/python scripts/benchmarks/hessian.py
 	$(BIN)/python scripts/benchmarks/scaling.py
+
+# the lecture's figures, on MNIST and CIFAR-10 where LANDSCAPE_DATA names their folder, else on digits
+lecture: .venv/lecture
+	$(BIN)/python scripts/lecture_figures.py
 
 check: .venv/test
 	$(BIN)/ruff check
@@ -27,7 +41,7 @@ dist: .venv/test
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "landscape needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -45,6 +59,20 @@ clean:
 	-$(BIN)/python -m pip install --quiet --no-deps landscaper==1.3.1 nglpy==1.1.7 topopy==1.0.4
 	touch $@ .venv/demo
 
+.venv/lecture: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lecture]'
+	touch $@ .venv/demo
+
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	touch $@ .venv/demo
+	touch $@ .venv/demo .venv/lecture
+
+.venv-oldest/test: pyproject.toml constraints-oldest.txt
+	$(OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	touch $@
+
+.venv-newest/test: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	touch $@

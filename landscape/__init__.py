@@ -15,6 +15,11 @@ except PackageNotFoundError:  # a source tree that was never installed
 # public name -> module that defines it
 _HOME = {
     "Objective": "landscape.objective",
+    "gradient_norms": "landscape.gradients",
+    "activation_slopes": "landscape.gradients",
+    "computational_graph": "landscape.backpropagation",
+    "compare_gradients": "landscape.differences",
+    "difference_gradient": "landscape.differences",
     "Recorder": "landscape.recorder",
     "Trajectory": "landscape.trajectory",
     "train": "landscape.training",
@@ -24,6 +29,7 @@ _HOME = {
     "directions_between": "landscape.directions",
     "given_directions": "landscape.directions",
     "eigenvector_directions": "landscape.curvature",
+    "Hessian": "landscape.hessian",
     "extreme_eigenpairs": "landscape.curvature",
     "trace": "landscape.curvature",
     "spectral_density": "landscape.curvature",

@@ -8,9 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
+from landscape.contents import read_array
+from landscape.lock import Lock
 from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
 
 Array = np.ndarray
@@ -92,8 +93,12 @@ class Barriers:
         return PathProfile(self.t, {"loss": self.profiles[i, j]}, float(self.distances[i, j]))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write an HDF5 file."""
-        with write_hdf5(path, "barriers") as file:
+        """Write an HDF5 file.
+
+        Raises:
+            BlockingIOError: Another process is writing it.
+        """
+        with Lock(path), write_hdf5(path, "barriers") as file:
             for name in ("t", "profiles", "distances"):
                 file.create_dataset(name, data=getattr(self, name))
             write_json(file.create_group("record"), "settings", {"aligned": self.aligned})
@@ -107,20 +112,19 @@ class Barriers:
             ValueError: It is none of these files, or damaged.
         """
         with read_hdf5(path, "barriers") as file:
-            aligned = read_json(file["record"], "settings")["aligned"]
-            return cls(_array(file, "t"), _array(file, "profiles"), _array(file, "distances"), aligned)
+            t = read_array(file, "t", [None], "f")
+            distances = read_array(file, "distances", [None, None], "f")
+            n = len(distances)
+            if not n or not len(t) or distances.shape != (n, n):
+                raise ValueError(f"{path} is damaged: there are {len(t)} points and distances {distances.shape}")
+            profiles = read_array(file, "profiles", [n, n, len(t)], "f")
+            return cls(t, profiles, distances, read_json(file, "record/settings", {"aligned": bool})["aligned"])
 
 
 def _above_line(t: Array, values: Array) -> Array:
     """Return how far values `[..., n]` at positions t lie above the line between the first and the last."""
     with np.errstate(invalid="ignore"):
         return values - ((1 - t) * values[..., :1] + t * values[..., -1:])
-
-
-def _array(file: h5py.File, name: str) -> Array:
-    if name not in file:
-        raise ValueError(f"{file.filename} holds no {name}: it is damaged")
-    return file[name][()]
 
 
 class Disconnectivity(NamedTuple):

@@ -20,9 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
+from landscape.contents import Number, check_value
 from landscape.rows import read_column, read_rows
 
 KIND = "minima"
+_COLUMNS = {
+    **{"run": "iu", "setting": "iu", "seed": "iu", "kind": "U", "loss": "f", "gradient_norm": "f"},
+    **{"smallest": "f", "largest": "f", "trace": "f", "n_flat": "iu"},
+}
+_RECORD = {"settings": [str], "provenance": dict, "identification": object}
+_IDENTIFICATION = {"labels": [int], "relation": str, "tolerance": Number, "heights": [Number]}
 MINIMA = ("minimum", "flat minimum")
 Array = np.ndarray
 
@@ -125,10 +132,21 @@ class Catalog:
             FileNotFoundError: There is no such file.
             ValueError: It is damaged, no catalog, or not finished.
         """
-        columns, record = read_rows(path, KIND, but=("theta", "buffers"))
+        columns, record = read_rows(path, KIND, but=("theta", "buffers"), pattern=_RECORD)
         found = record["identification"]
-        if found is None or len(found["labels"]) != len(columns["run"]):
+        if found is None:
             raise ValueError(f"{path} is not finished: run the same command again to go on")
+        check_value(found, _IDENTIFICATION, f"{path}: identification")
+        for name, kinds in _COLUMNS.items():
+            if name not in columns or columns[name].ndim != 1 or columns[name].dtype.kind not in kinds:
+                raise ValueError(f"{path} is damaged: its column {name} is missing or of another type")
+        if len(found["labels"]) != len(columns["run"]):
+            raise ValueError(f"{path} is not finished: run the same command again to go on")
+        labels, setting = found["labels"], columns["setting"]
+        if {*labels} - {-1} != {*range(max(labels, default=-1) + 1)}:
+            raise ValueError(f"{path} is damaged: its minima are not numbered 0, 1, 2, ...")
+        if len(setting) and not 0 <= setting.min() <= setting.max() < len(record["settings"]):
+            raise ValueError(f"{path} is damaged: there are runs of settings it does not have")
         return cls(
             settings=tuple(record["settings"]),
             metrics={n.removeprefix("metric/"): columns.pop(n) for n in list(columns) if n.startswith("metric/")},

@@ -1,33 +1,45 @@
 """One stored network: our own safetensors files, and anybody's state dicts. Nothing is ever unpickled.
 
 A file of ours is plain safetensors, so every other tool reads it. Its metadata hold one JSON text `landscape` (how to
-rebuild the network, information about it, the order of the entries), and for each tied parameter an entry
-`alias: stored name`, as `safetensors.torch.save_model` writes them.
+rebuild the network, information about it, the order of the entries), for each tied parameter an entry
+`alias: stored name`, as `safetensors.torch.save_model` writes them, and `landscape_sha256`, a digest of all tensors and
+of all other metadata, which is checked when the file is read.
 """
 
+import hashlib
+import io
 import json
 import logging
 import os
 import pickle
+import pickletools
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from landscape.storage import replacing
+from landscape import __version__
+from landscape.arguments import expect
+from landscape.contents import check_value
+from landscape.storage import FORMAT_VERSION, refuse_newer, replacing
 
 log = logging.getLogger(__name__)
 
 _REMEDY = "save the weights alone with torch.save(model.state_dict(), ...) or as safetensors"
+_MOST_WORK = 10**8  # entries of tuples; two seconds to hash, and more than a million tensors have
+_EXPANDED = 2**26  # bytes that expanded tensors may have beyond the numbers that are stored
+_RECORD = {"format?": int, "name?": (str, type(None)), "arguments?": dict, "info?": dict, "order?": [str]}
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before all names
+_DIGEST = "landscape_sha256"
 _OPTIONAL = "num_batches_tracked"  # absent from checkpoints older than torch 0.4.1; nothing we compute needs it
 
 
@@ -76,7 +88,10 @@ def save(
         raise ValueError(f"a checkpoint is written as .safetensors, got {str(path)!r}: change the suffix")
     tensors = _tensors(model)
     stored = first_names(tensors)
-    record = {"name": name, "arguments": dict(arguments or {}), "info": dict(info or {}), "order": list(tensors)}
+    record = {
+        **{"format": FORMAT_VERSION, "version": __version__, "name": name, "arguments": dict(arguments or {})},
+        **{"info": dict(info or {}), "order": list(tensors)},
+    }
     try:
         text = json.dumps(record)
     except TypeError as error:
@@ -87,7 +102,8 @@ def save(
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(unique, temporary, metadata={**aliases, "format": "pt", "landscape": text})
+        metadata = {**aliases, "format": "pt", "landscape": text}
+        save_file(unique, temporary, metadata={**metadata, _DIGEST: _digest(unique, metadata)})
         temporary.chmod(mode)  # safetensors leaves 0600, unreadable for the rest of a group
 
 
@@ -128,17 +144,25 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a readable safetensors file (damaged or of another type): {error}") from error
+    digest = metadata.pop(_DIGEST, None)
+    if digest is not None and digest != _digest(state, metadata):
+        raise ValueError(f"{path} is damaged: its checksum does not fit its content; restore it from a copy")
     for alias, first in metadata.items():
         if first in state and alias not in state and alias != "format":
             state[alias] = state[first]
     try:
         record = json.loads(metadata.get("landscape", "{}"))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: its metadata entry 'landscape' is not the JSON that `save` writes")
+        check_value(record, _RECORD, "the record")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its metadata entry 'landscape' is not the JSON that `save` writes: {error}"
+        ) from error
+    version = record.get("format", 1)
+    refuse_newer(path, version, str(record.get("version")))
+    if version > 1 and digest is None:
+        raise ValueError(f"{path} is damaged: it has lost its checksum; restore it from a copy")
     order = [name for name in record.get("order", ()) if name in state]
     return Checkpoint(
         state={name: state[name] for name in dict.fromkeys([*order, *state])},
@@ -148,37 +172,144 @@ def _read_safetensors(path: Path) -> Checkpoint:
     )
 
 
+def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of tensors and of metadata, in any order."""
+    names = sorted(state)
+    head = [sorted(metadata.items()), [[name, str(state[name].dtype), list(state[name].shape)] for name in names]]
+    digest = hashlib.sha256(json.dumps(head).encode())
+    for name in names:
+        digest.update(state[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _read_torch(path: Path, mmap: bool) -> Checkpoint:
-    try:
-        # mapped, so that an optimizer's state in the file, often twice the network, is never read
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle may raise anything
-        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error):
-            raise ValueError(
-                f"{path} holds more than tensors, numbers and text (or is damaged), and reading it could run code "
-                f"that is in it: {_REMEDY}"
-            ) from error
-        raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+    # mapped, so that an optimizer's state in the file, often twice the network, is never read
+    content = load_torch(path, path, mmap)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a state dict: {_REMEDY}")
     try:
         state = _state_dict(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    _check_size(state, path)
     copies: dict[str, Tensor] = {}
     for name, first in first_names(state).items():
         # copied, so that nothing depends on the mapped file any more
         copies[name] = copies[first] if first in copies else state[name].detach().clone()
-    info = {str(key): value for key, value in content.items() if isinstance(value, str | int | float)}
+    info = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, str | int | float)
+    }
     return Checkpoint(copies, info=info)
+
+
+def load_torch(source: str | os.PathLike | IO[bytes], name: object, mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote without running anything that is in it.
+
+    Args:
+        source: A path, or an open file.
+        name: What it is called in errors.
+        mmap: Whether tensors stay in the file until they are used.
+
+    Raises:
+        ValueError: It is damaged, holds more than tensors, numbers and text, or unpacks to more than its size.
+    """
+    try:
+        if zipfile.is_zipfile(source):
+            _check_zip(source)
+        elif isinstance(source, str | os.PathLike):
+            with open(source, "rb") as file:
+                _check_pickles(file)
+        else:
+            _check_pickles(source)
+        if not isinstance(source, str | os.PathLike):
+            source.seek(0)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a damaged pickle may raise anything
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) or "TorchScript" in text:
+            raise ValueError(
+                f"{name} holds more than tensors, numbers and text (or is damaged), and reading it could run code "
+                f"that is in it: {_REMEDY}"
+            ) from error
+        raise ValueError(f"{name} is damaged or incomplete: {text[:300]}") from error
+
+
+def _check_zip(source: str | os.PathLike | IO[bytes]) -> None:
+    """Refuse an archive that is compressed, as `torch.save` makes none: a small one could unpack to any size."""
+    with zipfile.ZipFile(source) as archive:
+        entries = archive.infolist()
+        assert archive.fp is not None
+        size = archive.fp.seek(0, os.SEEK_END)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is a compressed archive, which torch.save does not write")
+    if (unpacked := sum(entry.file_size for entry in entries)) > size:
+        raise ValueError(f"its parts have {unpacked:,} bytes, more than the file, {size:,}")
+    with zipfile.ZipFile(source) as archive:
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                _check_tuples(io.BytesIO(archive.read(entry)))
+
+
+def _check_pickles(file: IO[bytes]) -> None:
+    """Check the pickles that begin what torch wrote before version 1.6: three of its own, the content, the keys."""
+    file.seek(0)
+    for _ in range(5):
+        _check_tuples(file)
+
+
+def _check_tuples(file: IO[bytes]) -> None:
+    """Refuse a pickle of tuples that hold the same tuple over and over.
+
+    A tuple of two times the same tuple of two times ... is small to store, but as a key of a dictionary, which is what
+    an unpickler makes of it at once, its hash takes time that doubles with each level.
+    """
+    stack: list[int | None] = []  # sizes of what an unpickler would hold there: 1 but for tuples; None for a mark
+    memo: dict[int, int] = {}
+    work = 0
+    for code, given, _ in pickletools.genops(file):
+        argument: Any = given
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if code.name == "MEMOIZE" else int(argument)] = stack[-1] or 1
+            continue
+        if code.name in ("GET", "BINGET", "LONG_BINGET"):
+            made: list[int | None] = [memo[int(argument)]]
+        else:
+            taken: list[int | None] = []
+            for kind in reversed(code.stack_before):
+                if kind is pickletools.stackslice:
+                    while stack[-1] is not None:
+                        taken.append(stack.pop())
+                else:
+                    taken.append(stack.pop())
+            size = 1 + sum(part or 0 for part in taken) if "TUPLE" in code.name else 1
+            made = [None if kind is pickletools.markobject else size for kind in code.stack_after]
+        stack += made
+        work += sum(part or 0 for part in made)
+        if work > _MOST_WORK:
+            raise ValueError("it holds tuples of the same tuples over and over, made to take for ever")
+
+
+def _check_size(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are no plain arrays, or that are larger than the file by views of few numbers."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+            raise ValueError(f"{path}: {name!r} is sparse, quantized, nested or without values; only arrays are read")
+    size = path.stat().st_size
+    unique = {id(state[first]): state[first] for first in first_names(state).values()}
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+    if n_bytes > size + _EXPANDED:
+        raise ValueError(
+            f"{path} has {size:,} bytes but declares tensors of {n_bytes:,}: it is damaged or made to harm"
+        )
 
 
 def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Find the state dict in what a user stored; entries that are no tensors are left out."""
     nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
-    state = {name: value for name, value in (nested or [content])[0].items() if isinstance(value, Tensor)}
+    entries = (nested or [content])[0].items()
+    state = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
-        keys = ", ".join(map(repr, list(content)[:5])) or "nothing"
+        keys = ", ".join(repr(key[:80]) for key in list(content)[:5] if isinstance(key, str)) or "nothing named"
         raise ValueError(f"no tensors found; it holds {keys}. Pass the part that is the state dict, or {_REMEDY}")
     return state
 
@@ -229,6 +360,8 @@ def match_state(
     Raises:
         ValueError: Entries are missing, misshapen, superfluous, contradict a tie, or two prefixes fit.
     """
+    for entry, value in state.items():
+        expect(f"state entry {entry!r}", value, Tensor, "a tensor")
     wrapper = ""
     while added := [w for w in _WRAPPERS if expected and all(n.startswith(wrapper + w) for n in expected)]:
         wrapper += added[0]

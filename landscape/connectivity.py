@@ -4,9 +4,11 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape.arguments import expect, whole_number
 from landscape.barriers import Barriers, PathProfile
 from landscape.evaluation import Plan, make_plan
 from landscape.objective import Objective
+from landscape.parameters import real_tensor
 from landscape.slice import Slice
 from landscape.symmetry import Symmetries, align
 
@@ -61,7 +63,7 @@ def barrier_matrix(
         ValueError: As for `barrier`.
     """
     _check(objective, n_points)
-    if thetas.ndim != 2 or thetas.shape[1] != objective.layout.p or not len(thetas):
+    if real_tensor("thetas", thetas).ndim != 2 or thetas.shape[1] != objective.layout.p or not len(thetas):
         raise ValueError(f"thetas need shape [n, {objective.layout.p}], got {tuple(thetas.shape)}")
     n = len(thetas)
     profiles, distances = np.empty((n, n, n_points)), np.zeros((n, n))
@@ -79,7 +81,8 @@ def barrier_matrix(
 
 
 def _check(objective: Objective, n: int) -> None:
-    if n < 3:
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    if whole_number("the number of points", n, 1) < 3:
         raise ValueError(f"a path needs at least 3 points, both ends and one between, got {n}")
     if objective.has_batch_norm and objective.batch_norm not in ("recalibrated", "batch"):
         raise ValueError(
@@ -89,10 +92,9 @@ def _check(objective: Objective, n: int) -> None:
 
 
 def _pair(objective: Objective, a: Tensor, b: Tensor, symmetries: Symmetries | None) -> tuple[Tensor, Tensor]:
-    for theta in (a, b):
-        if theta.shape != (objective.layout.p,):
-            raise ValueError(f"theta has shape {tuple(theta.shape)}, expected ({objective.layout.p},)")
+    a, b = objective.point(a), objective.point(b)
     if symmetries is not None:
+        expect("symmetries", symmetries, Symmetries, "what landscape.symmetries returns")
         if symmetries.layout != objective.layout:
             raise ValueError("the symmetries are those of other parameters than the objective's")
         b = align(symmetries, a.cpu(), b.cpu())

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.arguments import LARGEST_SEED, expect, real_number, whole_number
+from landscape.hessian import Hessian
 from landscape.lanczos import extreme_pairs
 from landscape.objective import Objective
 
@@ -62,8 +64,8 @@ def dense_hessian(objective: Objective, theta: Tensor | None = None) -> np.ndarr
     Raises:
         ValueError: The result is not symmetric: something in the model cannot be differentiated twice.
     """
-    point = objective.origin if theta is None else theta
-    hessian = torch.cat([objective.hessian_products(point, rows) for rows in _identity(objective)])
+    products = Hessian(objective, theta).products
+    hessian = torch.cat([products(rows) for rows in _identity(objective)])
     scale, skew = float(hessian.abs().max()), float((hessian - hessian.T).abs().max())
     if skew > _noise(objective) ** 0.5 * scale:
         raise ValueError(
@@ -101,8 +103,12 @@ def index(
     Raises:
         ValueError: The Hessian is not finite or not symmetric, or `tol` is negative.
     """
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"tol must not be negative, got {tol}")
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    if tol is not None:
+        tol = real_number("tol", tol, 0)
+    dense_below = whole_number("dense_below", dense_below, 0)
+    max_products = whole_number("max_products", max_products, 1)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
     if objective.layout.p < dense_below:
         hessian = dense_hessian(objective, theta)
         if not np.isfinite(hessian).all():
@@ -135,12 +141,12 @@ def index_of(
 def _lanczos_index(
     objective: Objective, theta: Tensor | None, tol: float | None, max_products: int, seed: int
 ) -> Index:
-    point = objective.origin if theta is None else theta
+    products = Hessian(objective, theta).products
     p, noise = objective.layout.p, _noise(objective)
 
     def pairs(n_largest: int, n_smallest: int, rounding: float, budget: int):
         return extreme_pairs(
-            lambda vectors: objective.hessian_products(point, vectors),
+            products,
             p,
             n_largest,
             n_smallest,

@@ -10,16 +10,20 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape.arguments import LARGEST_SEED, expect, real_number, whole_number
 from landscape.evaluation.grid import coarse_to_fine
 from landscape.evaluation.question import axes_of, check_same_values, fingerprint_of, provenance_of
-from landscape.lanczos import Eigenpairs, Products, extreme_pairs, quadrature, rademacher
+from landscape.hessian import Hessian
+from landscape.lanczos import Eigenpairs, extreme_pairs, quadrature, rademacher
 from landscape.objective import Objective
 from landscape.slice import Slice
 from landscape.surface import Surface, SurfaceStore, empty_surface
@@ -63,18 +67,19 @@ def extreme_eigenpairs(
         >>> pairs = extreme_eigenpairs(objective, k=3)  # doctest: +SKIP
         >>> pairs.values, pairs.residuals  # doctest: +SKIP
     """
-    p = objective.layout.p
+    p = _size(objective)
     if which not in ("largest", "smallest", "both"):
         raise ValueError(f"which must be 'largest', 'smallest' or 'both', got {which!r}")
+    k = whole_number("k", k, 1)
     n_wanted = 2 * k if which == "both" else k
-    if k < 1 or n_wanted > p:
+    if n_wanted > p:
         raise ValueError(f"k must be at least 1 and ask for at most {p} pairs, as there are parameters; got {n_wanted}")
-    if not rtol > 0:
-        raise ValueError(f"rtol must be positive, got {rtol}")
+    rtol = real_number("rtol", rtol, above=0)
+    max_products, seed = whole_number("max_products", max_products, 1), whole_number("seed", seed, 0, LARGEST_SEED)
     if max_products < n_wanted:
         raise ValueError(f"{n_wanted} pairs need at least as many products, got max_products={max_products}")
     pairs = extreme_pairs(
-        _products(objective, theta),
+        Hessian(objective, theta).products,
         p,
         0 if which == "smallest" else k,
         0 if which == "largest" else k,
@@ -150,9 +155,10 @@ def trace(
         The trace, with its standard error from the scatter of the samples. NaN if a product is not finite.
     """
     least = 6 if deflate is None else 2
-    if n_samples < least:
-        raise ValueError(f"n_samples must be at least {least}, got {n_samples}")
-    p, products = objective.layout.p, _products(objective, theta)
+    n_samples, seed = whole_number("n_samples", n_samples, least), whole_number("seed", seed, 0, LARGEST_SEED)
+    if deflate is not None:
+        expect("deflate", deflate, Eigenpairs, "what extreme_eigenpairs returns")
+    p, products = _size(objective), Hessian(objective, theta).products
     generator = torch.Generator().manual_seed(seed)
     if deflate is None:
         n_sketch = n_samples // 3
@@ -226,15 +232,18 @@ def spectral_density(
     Raises:
         ValueError: An option is out of range, or the Hessian is not finite.
     """
-    if n_probes < 1 or n_steps < 1:
-        raise ValueError(f"n_probes and n_steps must be at least 1, got {n_probes} and {n_steps}")
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
+    n_probes, n_steps = whole_number("n_probes", n_probes, 1), whole_number("n_steps", n_steps, 1)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
+    if sigma is not None:
+        sigma = real_number("sigma", sigma, above=0)
+    if grid is not None:
+        grid = _grid(grid)
+    p = _size(objective)
     nodes, weights, n_products = quadrature(
-        _products(objective, theta),
-        objective.layout.p,
+        Hessian(objective, theta).products,
+        p,
         n_probes,
-        min(n_steps, objective.layout.p),
+        min(n_steps, p),
         noise=_noise(objective),
         seed=seed,
         device=objective.device,
@@ -245,7 +254,8 @@ def spectral_density(
     low, high = used.min(), used.max()
     if sigma is None:
         sigma = 0.01 * ((high - low) or abs(high) or 1.0)
-    grid = np.linspace(low - 5 * sigma, high + 5 * sigma, 1001) if grid is None else np.asarray(grid, dtype=np.float64)
+    if grid is None:
+        grid = np.linspace(low - 5 * sigma, high + 5 * sigma, 1001)
     bells = np.exp(-0.5 * ((grid[:, None] - nodes.reshape(-1)) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     return Density(grid, bells @ weights.reshape(-1) / n_probes, float(sigma), nodes, weights, n_products)
 
@@ -281,6 +291,7 @@ def eigenvector_directions(
     """
     if which not in ("largest", "smallest", "extremes"):
         raise ValueError(f"which must be 'largest', 'smallest' or 'extremes', got {which!r}")
+    k = whole_number("k", k, 1)
     n_upper = {"largest": k, "smallest": 0, "extremes": (k + 1) // 2}[which]
     ends, n = ("both", n_upper) if which == "extremes" else (which, k)
     pairs = extreme_eigenpairs(objective, None, n, which=ends, rtol=rtol, max_products=max_products, seed=seed)
@@ -347,7 +358,11 @@ def curvature_map(
 
     Raises:
         ValueError: Axes, resolution or extent do not fit the slice, or the file holds another surface.
+        BlockingIOError: Another process is writing the file.
     """
+    _size(objective)
+    rtol, max_products = real_number("rtol", rtol, above=0), whole_number("max_products", max_products, 1)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
     grid = axes_of(slice, resolution if axes is None else None, extent, axes)
     surface = empty_surface(grid, ["ratio", "lambda_min", "lambda_max", "residual"])
     surface.origin, surface.directions = slice.origin.cpu().numpy(), slice.directions.cpu().numpy()
@@ -355,24 +370,24 @@ def curvature_map(
     note = f"extreme Hessian eigenvalues by Lanczos, rtol {rtol:g}, at most {max_products} products a point"
     fresh["plan"] = {"name": "curvature", "notes": [note, *objective.notes], "chunk_size": objective.chunk_size}
     fingerprint = {**fingerprint_of(objective, slice, surface), "curvature": f"{rtol=} {max_products=} {seed=}"}
-    store = SurfaceStore(surface, fingerprint, path, interval)
-    check_same_values(surface, fresh)
-    objective = copy.copy(objective)  # a map continued has the digits of one that was never interrupted
-    objective.chunk_size = surface.provenance["plan"]["chunk_size"]
+    with closing(SurfaceStore(surface, fingerprint, path, interval)) as store:
+        check_same_values(surface, fresh)
+        objective = copy.copy(objective)  # a map continued has the digits of one that was never interrupted
+        objective.chunk_size = surface.provenance["plan"]["chunk_size"]
 
-    start, before = time.perf_counter(), surface.provenance["seconds"]
-    todo = [tuple(index) for index in coarse_to_fine(surface.shape) if not surface.done[tuple(index)]]
-    try:
-        with tqdm(
-            total=surface.done.size, initial=store.n_continued, desc="curvature", unit="point", disable=not progress
-        ) as bar:
-            for index in todo:
-                point = slice.at([axis[i] for axis, i in zip(grid.values(), index, strict=True)])
-                store.record(index, _extremes(objective, point, rtol, max_products, seed))
-                bar.update()
-    finally:
-        surface.provenance["seconds"] = before + time.perf_counter() - start
-        store.finish()
+        start, before = time.perf_counter(), surface.provenance["seconds"]
+        todo = [tuple(index) for index in coarse_to_fine(surface.shape) if not surface.done[tuple(index)]]
+        try:
+            with tqdm(
+                total=surface.done.size, initial=store.n_continued, desc="curvature", unit="point", disable=not progress
+            ) as bar:
+                for index in todo:
+                    point = slice.at([axis[i] for axis, i in zip(grid.values(), index, strict=True)])
+                    store.record(index, _extremes(objective, point, rtol, max_products, seed))
+                    bar.update()
+        finally:
+            surface.provenance["seconds"] = before + time.perf_counter() - start
+            store.finish()
     return surface
 
 
@@ -389,9 +404,19 @@ def _extremes(objective: Objective, theta: Tensor, rtol: float, max_products: in
     }
 
 
-def _products(objective: Objective, theta: Tensor | None) -> Products:
-    point = objective.origin if theta is None else theta
-    return lambda vectors: objective.hessian_products(point, vectors)
+def _size(objective: Objective) -> int:
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    return objective.layout.p
+
+
+def _grid(values: ArrayLike) -> np.ndarray:
+    try:
+        grid = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"grid must be an array of numbers, got {values!r}") from error
+    if grid.ndim != 1:
+        raise ValueError(f"grid needs shape [g], got {grid.shape}")
+    return grid
 
 
 def _noise(objective: Objective) -> float:

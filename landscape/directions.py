@@ -6,14 +6,16 @@ Random directions are Gaussian and normalized by filter (Li et al. 2018, arXiv:1
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.arguments import expect, json_text, whole_number
 from landscape.checkpoint import Checkpoint, read, state_for
 from landscape.objective import Objective
-from landscape.parameters import filter_ids, is_weight, tensor_ids
+from landscape.parameters import filter_ids, is_weight, real_tensor, tensor_ids
 from landscape.slice import Slice, differences
 from landscape.trajectory import Trajectory
 
@@ -52,8 +54,10 @@ def random_directions(
     """
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    k, seed = whole_number("k", k, 1), whole_number("seed", seed, 0)
+    if k > objective.layout.p:
+        raise ValueError(f"k={k} directions cannot be independent: theta has {objective.layout.p} entries")
     if biases is None:
         biases = normalization == "none"
     origin, layout = objective.origin, objective.layout
@@ -103,10 +107,16 @@ _NORMALIZATION_LABELS = {
 
 def _orthogonalize(rows: list[np.ndarray]) -> list[np.ndarray]:
     done: list[np.ndarray] = []
-    for row in rows:
+    for i, given in enumerate(rows):
+        row = given
         for _ in range(2):  # the second pass removes what rounding left
             for other in done:
                 row = row - (row @ other) / (other @ other) * other
+        if not np.linalg.norm(row) > 1e-9 * np.linalg.norm(given):
+            raise ValueError(
+                f"direction {i + 1} cannot be made orthogonal: it is zero or lies in the span of those before it; the "
+                "selected parameters leave fewer dimensions"
+            )
         done.append(row)
     return done
 
@@ -134,10 +144,14 @@ def pca_directions(
     Raises:
         ValueError: The trajectory belongs to other parameters, or spans fewer than `k` dimensions.
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    expect("trajectories", trajectories, (Trajectory, Sequence), "a Trajectory or several")
     runs = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
-    if not runs or k < 1:
-        raise ValueError(f"PCA needs a trajectory and at least 1 direction, got {len(runs)} and k={k}")
+    k = whole_number("k", k, 1)
+    if not runs:
+        raise ValueError("PCA needs a trajectory, got none")
     for run in runs:
+        expect("a trajectory", run, Trajectory, "a Trajectory (Trajectory.load reads its file)")
         if run.layout != objective.layout:
             raise ValueError(
                 f"trajectory {run.path} has other parameters than the model ({run.p} and {objective.layout.p} "
@@ -193,8 +207,11 @@ def directions_between(objective: Objective, *networks: Network) -> Slice:
     Raises:
         ValueError: A network has other parameters, or is the one at the origin.
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
     if not networks:
         raise ValueError("give at least one other network")
+    for network in networks:
+        expect("a network", network, (nn.Module, Checkpoint, Mapping, str, os.PathLike), "a module, state dict or file")
     layout = objective.layout
     states = [state_for(objective.model, _state(network)) for network in networks]
     rows = [layout.flatten(state, torch.float64).to(objective.device) - objective.origin.double() for state in states]
@@ -240,21 +257,39 @@ def given_directions(
         info: Where they come from; may hold `labels`, `unit` and others that the results then carry.
 
     Raises:
-        ValueError: Wrong shape or names.
+        ValueError: Wrong shape or names, or labels that are not one for each direction.
+        TypeError: A direction is something else or complex, or `info` does not fit into JSON.
     """
-    if len(directions) == 0:
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    expect("directions", directions, (Tensor, np.ndarray, Mapping, list, tuple), "an array [k, p] or a list of vectors")
+    given: Any
+    one = isinstance(directions, Mapping) or (isinstance(directions, Tensor | np.ndarray) and directions.ndim < 2)
+    given = [directions] if one else directions
+    if len(given) == 0 or (isinstance(given[0], Mapping) and not given[0]):
         raise ValueError("give at least one direction")
-    if isinstance(directions, Tensor | np.ndarray):
-        rows = torch.atleast_2d(torch.as_tensor(directions))
-    else:
-        given = [directions] if isinstance(directions, Mapping) else directions
-        wide = torch.float64
-        rows = torch.stack(
-            [
-                objective.layout.flatten(row, wide) if isinstance(row, Mapping) else torch.as_tensor(row, dtype=wide)
-                for row in given
-            ]
-        )
+    rows = torch.stack([_row(objective, row, f"direction {i + 1}") for i, row in enumerate(given)])
     k = len(rows)
     info = {"kind": "given", "labels": [f"given direction {i + 1}" for i in range(k)], **(info or {})}
+    json_text("info", info)
+    if not isinstance(info["labels"], list | tuple) or len(info["labels"]) != k:
+        raise ValueError(f"info needs a list of {k} label(s), one for each direction, got {info['labels']!r}")
     return Slice(objective.origin, rows.to(objective.origin), info, ((-1.0, 1.0),) * k)
+
+
+def _row(objective: Objective, given: Any, name: str) -> Tensor:
+    """Return a direction that the caller made, `[p]` float64."""
+    if isinstance(given, Mapping):
+        return objective.layout.flatten(given, torch.float64).to(objective.device)
+    try:
+        row = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be numbers [p] or a dictionary of named tensors, got {type(given).__name__}"
+        ) from error
+    if not row.is_floating_point() and not row.is_complex():
+        row = row.to(torch.float64)
+    if real_tensor(name, row).shape != (objective.layout.p,):
+        raise ValueError(
+            f"directions need shape [k, {objective.layout.p}], one row per direction; {name} has {tuple(row.shape)}"
+        )
+    return row.detach().to(objective.device, torch.float64)

@@ -5,8 +5,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,26 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from landscape import optimizers
-from landscape.group import ALONE, PRODUCTS, Job, choose_engine, copy_into, group_size, train_alone, train_together
+from landscape.arguments import expect, whole_number
+from landscape.group import (
+    ALONE,
+    PRODUCTS,
+    Job,
+    Kept,
+    choose_engine,
+    copy_into,
+    group_size,
+    train_alone,
+    train_together,
+)
+from landscape.interruption import interrupt_between_steps
 from landscape.losses import Metric, without_addresses
 from landscape.objective import Objective
 from landscape.parameters import layout
 from landscape.recorder import Recorder
 from landscape.session import Order
 from landscape.stack import Stack, forward_size
-from landscape.training import EVALUATION_CHUNK, describe_run, whole_number
+from landscape.training import EVALUATION_CHUNK, describe_run
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +108,8 @@ def train_many(
     record_every: int = 1,
     record_unit: str = "epoch",
     group: int | None = None,
+    state: str | os.PathLike | None = None,
+    interval: float = 5.0,
     progress: bool = True,
 ) -> Ensemble:
     """Train copies of many networks of one architecture together.
@@ -142,14 +157,18 @@ def train_many(
         record_every: Record the parameters every so many epochs or steps, besides those at the start and at the end.
         record_unit: `"epoch"` or `"step"`.
         group: Networks that are computed together. Default: 100, fewer for larger networks or batches, on a GPU all.
+        state: File to keep the state in while they are trained. The same call with it goes on after an interruption, on
+            the CPU bit for bit as if there had been none. It stays at the end; nothing is written in the first
+            `interval` seconds.
+        interval: Seconds between two writes of the state; more where writing would take over a tenth of the time.
         progress: Show a progress bar.
 
     Returns:
         The trained networks and their histories.
 
     Raises:
-        ValueError: An argument is not valid, the networks differ in more than the values of their parameters, or a
-            trajectory file exists already.
+        ValueError: An argument is not valid, the networks differ in more than the values of their parameters, a
+            trajectory file exists already, or the state is that of other networks.
 
     Example:
         >>> from landscape.models import build
@@ -176,7 +195,11 @@ def train_many(
     )
     networks, seeds = _networks(build, seeds)
     n = len(networks)
+    if record is not None:
+        expect("record", record, Mapping, "files by the index of the network")
     record = dict(record or {})
+    if record and state is not None:
+        raise ValueError("record and state cannot be given together: use `train` to go on with recorded networks")
     if stray := [i for i in record if i not in range(n)]:
         raise ValueError(f"record has networks {stray}, but there are only 0 to {n - 1}: its keys are indices")
     objective = Objective(
@@ -225,8 +248,14 @@ def train_many(
     }
     begin = time.perf_counter()
     every = record_every * (job.n_steps if record_unit == "epoch" else 1)
-    with tqdm(total=n * job.total, desc=f"training {n} networks", unit="step", disable=not progress) as bar:
-        for first in range(0, n, group):
+    stoppable: AbstractContextManager[list[int]] = nullcontext([]) if state is None else interrupt_between_steps()
+    with (
+        tqdm(total=n * job.total, desc=f"training {n} networks", unit="step", disable=not progress) as bar,
+        stoppable as stopping,
+    ):
+        kept = Kept(None if state is None else Path(state), settings, job, interval, stopping)
+        bar.update(kept.first * job.total)
+        for first in range(kept.first, n, group):
             members = range(first, min(first + group, n))
             own = [orders[i] for i in members] if batch_order == "own" else orders
             with ExitStack() as stack:
@@ -238,10 +267,11 @@ def train_many(
                 for recorder in recorders.values():
                     stack.enter_context(recorder)
                 if engine == ALONE:
-                    train_alone(job, first, networks[first], seeds[first], own[0], recorders.get(first), bar)
+                    train_alone(job, first, networks[first], seeds[first], own[0], recorders.get(first), kept, bar)
                 else:
                     together = Stack([networks[i] for i in members], objective, forward, products=engine == PRODUCTS)
-                    train_together(job, first, together, own, recorders, bar)
+                    train_together(job, first, together, own, recorders, kept, bar)
+        kept.keep(n, dict, finished=True)
     if job.diverged.any():
         log.warning("%d of %d networks stopped early: their loss is not finite", job.diverged.sum(), n)
     return Ensemble(
@@ -263,6 +293,10 @@ def _networks(
     """Build the networks, and check that they differ only in the values of their parameters and buffers."""
     if isinstance(build, nn.Module):
         raise TypeError(f"expected a function from a seed to a network, or several networks, got one {type(build)}")
+    if not callable(build):
+        expect("build", build, Sequence, "a function from a seed to a network, or several networks")
+    if seeds is not None:
+        expect("seeds", seeds, (Sequence, np.ndarray), "a list of whole numbers, one for each network")
     if callable(build):
         seeds = [whole_number("a seed", seed, 0) for seed in (range(_SEEDS) if seeds is None else seeds)]
         networks = []

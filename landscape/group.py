@@ -2,8 +2,11 @@
 
 import copy
 import itertools
+import json
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,10 @@ from tqdm.auto import tqdm
 
 from landscape import optimizers
 from landscape.data import Batch
+from landscape.interruption import Stopped
 from landscape.objective import Objective
 from landscape.recorder import Recorder
-from landscape.session import Order, Session, take
+from landscape.session import Order, Session, read_state, take, write_state
 from landscape.stack import Stack
 
 _BY_ENTRY = {
@@ -30,6 +34,11 @@ PRODUCTS, VMAP, ALONE = "batched products", "vmap", "one after another"
 _GROUP = 100  # networks: with 200 a step takes as long per network, with 25 up to 1.7 times
 _GROUP_NUMBERS = {"cpu": 2**25, "cuda": 2**29}  # what a group may hold of them, in training
 _COPIES = 5  # of the parameters: themselves, gradients, state of an optimizer such as Adam, a temporary
+_STATE = {
+    **{"identity": str, "first": int, "group": dict, "thetas": [Tensor], "buffers": [{"*": Tensor}]},
+    **{"steps": Tensor, "diverged": Tensor, "history": {"*": Tensor}},
+}
+SHARE_OF_SAVING = 0.1  # of the time, at most, where a state takes long to write
 _CONVOLUTION_WORK = 2.5e6  # multiplications per layer and network, beyond which grouped convolutions lose on a CPU
 
 
@@ -71,8 +80,85 @@ class Job:
             self.steps[i], self.diverged[i] = step, True
 
 
+class Kept:
+    """The state of a job on the disk, from which it goes on after a kill as if there had been none.
+
+    Args:
+        path: The file; None keeps nothing.
+        identity: What decides where the networks end (JSON-able); a state of something else is refused.
+        job: What is done. It takes over the networks that are finished in the file.
+        interval: Seconds between two writes; more where writing would take over a tenth of the time.
+        stopping: Not empty as soon as the job is asked to stop after a step.
+
+    Attributes:
+        first: The first network of the group that was in training; those before it are finished.
+    """
+
+    def __init__(
+        self, path: Path | None, identity: Mapping[str, Any], job: Job, interval: float, stopping: Sequence[int]
+    ) -> None:
+        self.first = 0
+        self._path, self._identity, self._job, self._interval = path, json.dumps(identity), job, interval
+        self._stopping = stopping
+        self._state: dict[str, Any] = {}
+        self._due = time.perf_counter() + interval
+        if path is None or not path.exists():
+            return
+        self._state = read_state(path, _STATE)
+        if self._state["identity"] != self._identity:
+            raise ValueError(f"{path} holds the state of other networks: choose another file, or delete it")
+        self.first, device = self._state["first"], job.objective.device
+        job.thetas = [theta.to(device) for theta in self._state["thetas"]]
+        job.buffers = [{name: tensor.to(device) for name, tensor in own.items()} for own in self._state["buffers"]]
+        job.history = {name: values.numpy() for name, values in self._state["history"].items()}
+        job.steps, job.diverged = self._state["steps"].numpy(), self._state["diverged"].numpy()
+
+    def take(self, first: int) -> dict[str, Any] | None:
+        """Return the state of the group that begins with network `first`, once, if it is the one in the file."""
+        group = self._state.pop("group", None) if first == self.first else None
+        return group or None
+
+    def keep(self, first: int, group: Callable[[], dict[str, Any]], finished: bool = False) -> None:
+        """Write the state if it is time.
+
+        Args:
+            first: The first network of the group in training.
+            group: Returns its state.
+            finished: Whether all is done; it is then written if it has been before.
+
+        Raises:
+            Stopped: The job was asked to stop, and the state is written.
+        """
+        if self._path is None or (finished and not self._path.exists()):
+            return
+        begin = time.perf_counter()
+        if begin < self._due and not self._stopping and not finished:
+            return
+        job = self._job
+        state = {
+            **{"identity": self._identity, "first": first, "group": group(), "thetas": job.thetas},
+            **{
+                "buffers": job.buffers,
+                "steps": torch.from_numpy(job.steps),
+                "diverged": torch.from_numpy(job.diverged),
+            },
+            "history": {name: torch.from_numpy(values) for name, values in job.history.items()},
+        }
+        write_state(self._path, state)
+        end = time.perf_counter()
+        self._due = end + max(self._interval, (end - begin) / SHARE_OF_SAVING)
+        if self._stopping and not finished:
+            raise Stopped(self._stopping[0], f"the state is in {self._path}: the same call goes on from there")
+
+
 def train_together(
-    job: Job, first: int, stack: Stack, orders: Sequence[Order], recorders: Mapping[int, Recorder], bar: tqdm
+    job: Job,
+    first: int,
+    stack: Stack,
+    orders: Sequence[Order],
+    recorders: Mapping[int, Recorder],
+    kept: Kept,
+    bar: tqdm,
 ) -> None:
     """Train a stack of networks and enter what comes out into the job.
 
@@ -82,12 +168,12 @@ def train_together(
         stack: The networks `first`, `first + 1`, ...
         orders: The order of the samples of each, or one for all.
         recorders: By index among all networks.
+        kept: Keeps the state.
         bar: Counts steps of single networks.
     """
     n = stack.n_networks
     optimizer = job.make_optimizer([stack.flat])
     rate = optimizer.param_groups[0]["lr"]
-    batches = batches_of(orders)
     ended: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}  # what has stopped; the rest of its column is garbage
 
     def enter(i: int, step: int, values: Mapping[str, float]) -> None:
@@ -95,11 +181,27 @@ def train_together(
         if job.diverged[first + i]:
             ended[i] = _state(job, stack, i)
 
-    for i, values in enumerate(_rows(stack.evaluate())):
-        enter(i, 0, values)
-    for step in range(1, job.total + 1):
-        if len(ended) == n:
-            break
+    def state() -> dict[str, Any]:
+        tensors = {"flat": stack.flat.detach(), "buffers": stack.buffers}
+        return {"step": step, "optimizer": optimizer.state_dict(), "ended": ended, **tensors}
+
+    step = 0
+    if before := kept.take(first):
+        step, device = before["step"], stack.flat.device
+        for i, (theta, buffers) in before["ended"].items():
+            ended[i] = theta.to(device), {name: tensor.to(device) for name, tensor in buffers.items()}
+        optimizer.load_state_dict(before["optimizer"])
+        with torch.no_grad():
+            stack.flat.copy_(before["flat"])
+            for name, buffer in stack.buffers.items():
+                buffer.copy_(before["buffers"][name])
+        bar.update(step * n)
+    else:
+        for i, values in enumerate(_rows(stack.evaluate())):
+            enter(i, 0, values)
+    batches = batches_of(orders, step)
+    while step < job.total and len(ended) < n:
+        step += 1
         optimizer.param_groups[0]["lr"] = rate * job.factor((step - 1) / job.total)
         losses = stack.differentiate(*next(batches)).tolist()
         optimizer.step()
@@ -115,6 +217,7 @@ def train_together(
                 copy_into(recorder.model, stack.network(i - first))
                 recorder.step(batch_loss=losses[i - first], **known.get(i - first, {}))
         bar.update(n - len(ended))
+        kept.keep(first, state)
     for i in range(n):
         theta, buffers = ended.get(i) or _state(job, stack, i)
         job.thetas.append(theta)
@@ -122,17 +225,21 @@ def train_together(
 
 
 def train_alone(
-    job: Job, i: int, network: nn.Module, seed: int, order: Order, recorder: Recorder | None, bar: tqdm
+    job: Job, i: int, network: nn.Module, seed: int, order: Order, recorder: Recorder | None, kept: Kept, bar: tqdm
 ) -> None:
     """Train network `i` as `train` does it, or the recorder's copy of it, and enter what comes out into the job."""
     network = copy.deepcopy(network).train() if recorder is None else recorder.model.train()
     network.zero_grad(set_to_none=True)
     optimizer = job.make_optimizer([tensor for tensor in network.parameters() if tensor.requires_grad])
     session = Session(network, job.objective, job.forward, optimizer, order, seed)
+    if before := kept.take(i):
+        session.load(before)
+        bar.update(session.step)
     for values in session.steps(job.total, job.factor, job.evaluate_every):
         if recorder is not None:
             recorder.step(**values)
         bar.update()
+        kept.keep(i, session.state)
     history = session.history
     for row, step in enumerate(history["step"]):
         job.enter(i, int(step), {name: history[name][row] for name in job.history})
@@ -140,12 +247,14 @@ def train_alone(
     job.buffers.append({name: buffer.clone() for name, buffer in network.named_buffers()})
 
 
-def batches_of(orders: Sequence[Order]) -> Iterator[tuple[Batch, bool]]:
-    """Yield batches without end, and whether each network has its own samples in them."""
+def batches_of(orders: Sequence[Order], step: int = 0) -> Iterator[tuple[Batch, bool]]:
+    """Yield batches from a step on, without end, and whether each network has its own samples in them."""
     if len(orders) == 1 or orders[0].n_steps == 1:
-        yield from ((batch, False) for batch in orders[0].batches(0))
-    for epoch in itertools.count():
-        for rows in zip(*(order.rows(epoch) for order in orders), strict=True):
+        yield from ((batch, False) for batch in orders[0].batches(step))
+    begun, first = divmod(step, orders[0].n_steps)
+    for epoch in itertools.count(begun):
+        of_steps = list(zip(*(order.rows(epoch) for order in orders), strict=True))
+        for rows in of_steps[first if epoch == begun else 0 :]:
             yield take(orders[0].whole, torch.stack(rows)), True
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
+from landscape.contents import has_attribute, read_array, read_text
+from landscape.output import create_hdf5
 from landscape.storage import open_hdf5, replacing
 from landscape.surface import Surface, empty_surface
 
@@ -127,7 +129,7 @@ def write_li_surface(surface: Surface, path: str | os.PathLike, dir_file: str = 
                 f"Li et al.'s format cannot tell this from 'not computed'; leave {ours} out"
             )
         arrays[theirs] = np.where(surface.done, array, marker).T
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, create_hdf5(temporary) as file:
         file["dir_file"] = dir_file
         for name, coordinates in zip(_COORDINATES, surface.axes.values(), strict=False):
             file[name] = coordinates
@@ -211,7 +213,7 @@ def write_li_directions(
     other = sorted(set(info or {}) - set(_EXPLAINED))
     if other:
         raise ValueError(f"info has {', '.join(other)}; the format holds {', '.join(_EXPLAINED)}")
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, create_hdf5(temporary) as file:
         for name, row in zip(_DIRECTIONS, directions, strict=False):
             group = file.create_group(name)
             for i, (part, (_, shape)) in enumerate(zip(np.split(row, np.cumsum(sizes)[:-1]), shapes, strict=True)):
@@ -246,7 +248,7 @@ def write_li_projection(path: str | os.PathLike, coordinates: Array) -> None:
     """Write the coordinates `[t, 2]` of a projected trajectory as Li et al.'s code does."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 2:
         raise ValueError(f"coordinates have shape {coordinates.shape}, expected [t, 2]")
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, create_hdf5(temporary) as file:
         for name, column in zip(_PROJECTION, coordinates.T, strict=True):
             file[name] = column
 
@@ -255,7 +257,7 @@ def write_li_projection(path: str | os.PathLike, coordinates: Array) -> None:
 def _open(path: str | os.PathLike, key: str) -> Iterator[h5py.File]:
     """Open a file of Li et al.'s code that must hold `key`."""
     with open_hdf5(path) as file:
-        if "landscape_kind" in file.attrs:
+        if has_attribute(file, "landscape_kind"):
             raise ValueError(f"{path} was written by landscape and needs no import: open it as it is")
         if key not in file:
             raise ValueError(
@@ -268,12 +270,12 @@ def _numbers(group: h5py.Group, name: str, dtype: type | None = np.float64) -> A
     data = group[name]
     if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "fiu":
         raise ValueError(f"{group.file.filename}: {name} must be an array of numbers, it is {data!r}")
-    return data[()] if dtype is None else data[()].astype(dtype)
+    values = read_array(group, name, data.shape)
+    return values if dtype is None else values.astype(dtype)
 
 
 def _text(group: h5py.Group, name: str) -> str:
-    value = group[name][()] if name in group else b""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return read_text(group, name) if name in group else ""
 
 
 def _wrong_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...]) -> str:

@@ -1,6 +1,5 @@
 """Export surfaces as meshes for ParaView, Blender and 3-D printing, through pyvista."""
 
-import math
 import os
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from landscape.arguments import expect, real_number
 from landscape.storage import replacing
 from landscape.surface import Surface
 
@@ -57,6 +57,7 @@ def export_mesh(
         >>> export_mesh(surface, "surface.stl", scale="log", height=0.5)  # doctest: +SKIP
     """
     path = Path(path)
+    expect("surface", surface, Surface, "a Surface (Surface.load reads its file)")
     suffix = path.suffix.lower()
     n_axes = len(surface.axes)
     if suffix not in _SUFFIXES.get(n_axes, ()):
@@ -68,11 +69,14 @@ def export_mesh(
         raise ValueError(f"a mesh needs two points or more along each axis, the surface has shape {surface.shape}")
     if scale not in ("linear", "log"):
         raise ValueError(f"scale is {scale!r}, expected 'linear' or 'log'")
-    if height is not None and not 0 < height < math.inf:
-        raise ValueError(f"height is {height}, expected a positive fraction of the longer axis")
+    if height is not None:
+        height = real_number("height", height, above=0)
     if n_axes == 3 and (scale, height, ceiling) != ("linear", None, None):
         raise ValueError("scale, height and ceiling shape the sheet of a plane; a volume keeps its values")
     values = surface.metric(metric)
+    lowest = np.min(values, where=np.isfinite(values), initial=np.inf)
+    if ceiling is not None and not real_number("ceiling", ceiling) > lowest:
+        raise ValueError(f"ceiling must lie above the lowest {metric}, {lowest:.4g}; got {ceiling:g}")
     axes = list(surface.axes.values())
     corners = np.lib.stride_tricks.sliding_window_view(np.isfinite(values), (2,) * n_axes)
     whole = np.asarray(corners.all(axis=tuple(range(n_axes, 2 * n_axes))))

@@ -11,14 +11,15 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from copy import copy as shallow_copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.arguments import expect, real_number, whole_number
 from landscape.data import Batches, batch_size, collect, split_batch
 from landscape.losses import (
     Metric,
@@ -29,7 +30,7 @@ from landscape.losses import (
     is_classification,
     without_addresses,
 )
-from landscape.parameters import Selection, layout
+from landscape.parameters import Selection, layout, real_tensor
 from landscape.program import Program, call_model, private_copy
 
 BATCH_NORM_POLICIES = ("frozen", "interpolated", "recalibrated", "batch")
@@ -102,13 +103,13 @@ class Objective:
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         if batch_norm not in BATCH_NORM_POLICIES:
             raise ValueError(f"batch_norm must be one of {', '.join(BATCH_NORM_POLICIES)}, got {batch_norm!r}")
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty must be a number from 0 on, got {penalty}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        penalty = real_number("penalty", penalty, 0)
+        if chunk_size is not None:
+            chunk_size = whole_number("chunk_size", chunk_size, 1)
+        _check_functions(loss, metrics, forward)
         self.layout = layout(model, select)
         self.reduction = reduction
-        self.penalty = float(penalty)
+        self.penalty = penalty
         self.batch_norm = batch_norm
         self.loss = default_loss if loss is None else loss
         self.notes: list[str] = []
@@ -147,6 +148,8 @@ class Objective:
         twice = sorted({name for name in self.metric_names if self.metric_names.count(name) > 1})
         if twice:
             raise ValueError(f"metric name(s) {', '.join(twice)} would be used twice: choose others")
+        self._check_metrics(output, target)
+        self._check_norms(chunk_size)
         self.is_tuned = chunk_size is None
         self.chunk_size = self._choose_chunk_size(chunk_size)
         self._check_repeatable()
@@ -174,6 +177,18 @@ class Objective:
         moved.notes = list(self.notes)
         return moved
 
+    def point(self, theta: Tensor) -> Tensor:
+        """Return a point of the parameter space, `[p]`, detached and on the objective's device.
+
+        Raises:
+            TypeError: It is no tensor of real floating-point numbers.
+            ValueError: It has another shape.
+        """
+        if real_tensor("theta", theta).shape != (self.layout.p,):
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, expected ({self.layout.p},)")
+        # in at least the network's precision, or the gradient would be rounded to that of the point
+        return theta.detach().to(self.device, torch.promote_types(theta.dtype, self.origin.dtype))
+
     def evaluate(self, theta: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, float]:
         """Evaluate loss and metrics on all data.
 
@@ -184,6 +199,8 @@ class Objective:
         Returns:
             Values by `metric_names`; NaN and infinity are results.
         """
+        theta = self.point(theta)
+        self._check_buffers(buffers or {})
         with self._program.quietly():
             tensors = self._program.tensors(self.layout, theta, buffers)
             if self.batch_norm == "recalibrated":
@@ -200,7 +217,7 @@ class Objective:
 
     def penalty_at(self, theta: Tensor) -> float:
         """Compute the weight penalty, `penalty/2 ||theta||^2`, of a point `[p]`."""
-        return self.penalty / 2 * float(theta.double().square().sum()) if self.penalty else 0.0
+        return self.penalty / 2 * float(self.point(theta).double().square().sum()) if self.penalty else 0.0
 
     def gradient(self, theta: Tensor) -> Tensor:
         """Compute the gradient of the training loss, see `loss_and_gradient`."""
@@ -216,18 +233,31 @@ class Objective:
 
         Returns:
             The loss, and `[p]` float64, the sums over chunks being taken in that precision.
+
+        Raises:
+            ValueError: The loss cannot be differentiated.
         """
+        theta = self.point(theta)
         batches, loss = self.splits[""], 0.0
         total = torch.zeros(self.layout.p, dtype=torch.float64, device=self.device)
-        with self._program.quietly(gradients=True):
-            point = theta.detach().to(self.device).requires_grad_()
-            for batch in self._chunks(batches):
+        with self.differentiating():
+            point = theta.detach().requires_grad_()
+            for batch in self.chunks():
                 value, weight = self.batch_loss(point, batch)
+                check_differentiable(value)
                 loss += value.item() * weight
                 total += torch.autograd.grad(value, point)[0].double() * weight
         if self.reduction == "mean":
             loss, total = loss / batches.n_samples, total / batches.n_samples
         return loss + self.penalty_at(theta), total + self.penalty * theta.to(total)
+
+    def chunks(self) -> Iterable[Any]:
+        """Iterate over the training data in the chunks in which the loss is evaluated."""
+        return self._chunks(self.splits[""])
+
+    def differentiating(self) -> AbstractContextManager[None]:
+        """Return the context in which to differentiate `batch_loss`; random generators come out of it as before."""
+        return self._program.quietly(gradients=True)
 
     def batch_loss(self, theta: Tensor, batch: Any) -> tuple[Tensor, int]:
         """Compute the training loss of a batch, without penalty, as a function that torch can differentiate.
@@ -243,51 +273,11 @@ class Objective:
         output, target = self._program.output(self._program.tensors(self.layout, theta), batch)
         return self.weigh(self.loss(output, target), batch_size(batch))
 
-    def hessian_products(self, theta: Tensor, vectors: Tensor) -> Tensor:
-        """Multiply the Hessian of the training loss with vectors, by differentiating twice (Pearlmutter 1994).
-
-            H v = d/dtheta (g(theta) . v),    g = dL/dtheta
-
-        Loss, batch-norm statistics and chunks are those of `gradient`. The graph of a chunk serves all vectors, so
-        several at once cost less than one after another.
-
-        Args:
-            theta: `[p]`.
-            vectors: `[m, p]`.
-
-        Returns:
-            `[m, p]` float64, the sum over chunks being taken in that precision.
-
-        Raises:
-            ValueError: The vectors have another shape.
-        """
-        if vectors.ndim != 2 or vectors.shape[1] != self.layout.p:
-            raise ValueError(f"vectors need shape [m, {self.layout.p}], got {tuple(vectors.shape)}")
-        batches = self.splits[""]
-        total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-        # fused attention has no second derivative, the plain one has
-        with self._program.quietly(gradients=True), sdpa_kernel(SDPBackend.MATH):
-            point = theta.detach().to(self.device).requires_grad_()
-            rows = vectors.detach().to(point)
-            for batch in self._chunks(batches):
-                value, weight = self.batch_loss(point, batch)
-                (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-                if not gradient.requires_grad:  # the loss is linear in theta
-                    continue
-                for i, row in enumerate(rows):
-                    (product,) = torch.autograd.grad(
-                        gradient, point, row, retain_graph=i < len(rows) - 1, materialize_grads=True
-                    )
-                    total[i] += product.double() * weight
-        if self.reduction == "mean":
-            total /= batches.n_samples
-        return total + self.penalty * vectors.to(total)
-
     def gradient_norm(self) -> float | None:
         """Compute the Euclidean norm of the gradient at the origin; None if the loss cannot be differentiated."""
         try:
             return float(self.gradient(self.origin).norm())
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             self.notes.append(f"no gradient at the origin: {error}")
             return None
 
@@ -350,16 +340,64 @@ class Objective:
         return self._program.tensors(self.layout, self.origin)
 
     def _first_output(self) -> tuple[Any, Any]:
-        batch = next(self.splits[""].chunks(2 if self.splits[""].stackable else None))
+        outputs = []
+        for prefix, batches in self.splits.items():
+            batch = next(batches.chunks(2 if batches.stackable else None))
+            with self._program.quietly():
+                self._program.set_norm_mode(False)
+                try:
+                    outputs.append(self._program.output(self._at_origin(), batch))
+                except Exception as error:
+                    raise ValueError(
+                        f"the model cannot be called on a batch of the {prefix.replace('_', ' ')}data "
+                        f"({describe_value(batch)}): {error}. "
+                        "Pass forward=function(model, batch) if it needs to be called differently"
+                    ) from error
+        return outputs[0]
+
+    def _check_metrics(self, output: Any, target: Any) -> None:
+        """Call loss and metrics once, on a batch of the data."""
         with self._program.quietly():
-            self._program.set_norm_mode(False)
-            try:
-                return self._program.output(self._at_origin(), batch)
-            except Exception as error:
-                raise ValueError(
-                    f"the model cannot be called on a batch of the data ({describe_value(batch)}): {error}. "
-                    "Pass forward=function(model, batch) if it needs to be called differently"
-                ) from error
+            for name, metric in self.metrics.items():
+                if metric is default_loss:
+                    default_loss(output, target)  # its own error says more
+                    continue
+                try:
+                    metric(output, target)
+                except Exception as error:
+                    raise ValueError(
+                        f"{name} cannot be computed from an output {describe_value(output)} and a target "
+                        f"{describe_value(target)}: {type(error).__name__}: {error}. "
+                        "Pass a function(output, target) that takes these"
+                    ) from error
+
+    def _check_norms(self, chunk_size: int | None) -> None:
+        """Call the network with the statistics of the smallest batch that they are estimated from."""
+        if not self.has_batch_norm or self.batch_norm not in ("recalibrated", "batch"):
+            return
+        for prefix, batches in self.splits.items():
+            if prefix and self.batch_norm == "recalibrated":
+                continue
+            size = self._statistics_size(batches)
+            if self.batch_norm == "batch" and batches.stackable:
+                size = chunk_size or size
+            smallest = min(batches.chunks(size), key=batch_size)
+            with self._program.quietly():
+                self._program.set_norm_mode(True)
+                try:
+                    self._program.output(self._at_origin(), smallest)
+                except ValueError as error:
+                    raise ValueError(
+                        f"batch_norm={self.batch_norm!r} takes the statistics of each batch, but one of the "
+                        f"{prefix.replace('_', ' ')}data has {batch_size(smallest)} sample(s): {error}. Use larger "
+                        "batches, leave that sample out, or use batch_norm='frozen'"
+                    ) from error
+
+    def _check_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, tensor in buffers.items():
+            own = self.buffers.get(name)
+            if own is not None and tensor.shape != own.shape:
+                raise ValueError(f"buffer {name!r} has shape {tuple(tensor.shape)}, expected {tuple(own.shape)}")
 
     def _stray_target(self, classes: int) -> int | None:
         """Return a target that is no class index; None if all are."""
@@ -511,6 +549,34 @@ class Objective:
                     "the model is in evaluation mode: is there randomness in its forward pass or in the loss, or does "
                     "it change its input in place?"
                 )
+
+
+def check_differentiable(value: Any) -> None:
+    """Refuse a loss that torch has computed without a graph to the parameters.
+
+    Raises:
+        ValueError: It has no gradient.
+    """
+    if not (isinstance(value, Tensor) and value.requires_grad):
+        raise ValueError(
+            "the loss has no gradient: it is a constant, or something on the way from the parameters to it (.item(), "
+            ".detach(), argmax, a comparison, NumPy) cannot be differentiated by torch"
+        )
+
+
+def _check_functions(
+    loss: Metric | None, metrics: Mapping[str, Metric] | None, forward: Callable[[nn.Module, Any], Any] | None
+) -> None:
+    if metrics is not None:
+        expect("metrics", metrics, Mapping, "functions(output, target) by name")
+    for name in metrics or {}:
+        if not isinstance(name, str) or not name.strip(".") or "/" in name or "\0" in name:  # names of data sets
+            raise ValueError(f"metric name {name!r} cannot be stored: use a text without '/'")
+    functions: dict[str, Any] = {"loss": loss, "forward": forward, **(metrics or {})}
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            wanted = "(model, batch)" if name == "forward" else "(output, target)"
+            raise TypeError(f"{name} must be a function{wanted}, got {function!r}")
 
 
 def _digest(text: str) -> str:

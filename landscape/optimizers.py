@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from landscape.arguments import expect, real_number
+
 Schedule = str | Callable[[float], float]
 """A name (`SCHEDULES`), or a function from the fraction of training done, in [0, 1), to a factor of the rate."""
 
@@ -96,6 +98,8 @@ def choose(
     """
     kind = _KINDS.get(name) or _torch_kind(name)
     valid = [key for key in inspect.signature(kind.optimizer).parameters if key not in ("params", "lr")]
+    if options is not None:
+        expect("options", options, Mapping, "options of the optimizer by name")
     options = dict(options or {})
     for reserved, argument in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
         if reserved in options:
@@ -105,13 +109,11 @@ def choose(
             known = ", ".join(key for key in valid if key != "weight_decay") or "none"
             raise ValueError(f"{name} has no option {option!r}; it has: {known}")
     rate = kind.learning_rate if learning_rate is None else learning_rate
-    if not (math.isfinite(rate) and rate > 0):
-        raise ValueError(f"learning_rate must be a positive number, got {learning_rate!r}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be 0 or a positive number, got {weight_decay!r}")
-    arguments = {"lr": float(rate), **kind.options, **options}
+    rate = real_number("learning_rate", rate, above=0)
+    weight_decay = real_number("weight_decay", weight_decay, 0)
+    arguments = {"lr": rate, **kind.options, **options}
     if "weight_decay" in valid:
-        arguments["weight_decay"] = float(weight_decay)
+        arguments["weight_decay"] = weight_decay
     elif weight_decay:
         raise ValueError(
             f"{name} has no weight decay: leave it out and add the penalty to the loss, or take another optimizer"
@@ -129,6 +131,8 @@ def schedule_function(schedule: Schedule) -> Callable[[float], float]:
         ValueError: The name is unknown.
     """
     if callable(schedule):
+        for fraction in (0.0, 0.5):
+            real_number(f"schedule({fraction:g})", schedule(fraction), 0)
         return schedule
     if schedule not in SCHEDULES:
         raise ValueError(

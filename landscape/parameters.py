@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from landscape.arguments import expect
 
 Selection = str | Sequence[str]
 """`"all"`, `"trainable"` (those that require a gradient), or shell patterns of names such as `"encoder.*"`."""
@@ -63,6 +66,7 @@ class Layout:
 
         Raises:
             ValueError: A tensor is missing or has another shape.
+            TypeError: A tensor is complex.
         """
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -73,7 +77,7 @@ class Layout:
                     f"parameter {name!r} has shape {tuple(tensors[name].shape)}, expected {shape}: "
                     "is this a checkpoint of another network?"
                 )
-            parts.append(tensors[name].detach().reshape(-1))
+            parts.append(_with_values(f"parameter {name!r}", tensors[name]).detach().reshape(-1))
         if dtype is None:
             dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
         return torch.cat([part.to(dtype) for part in parts])
@@ -93,6 +97,27 @@ class Layout:
         return {n: part.view(s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
 
 
+def real_tensor(name: str, value: Any) -> Tensor:
+    """Return an argument that has to be a tensor of real floating-point numbers.
+
+    Raises:
+        TypeError: It is none; the message names it.
+        ValueError: It is on the meta device.
+    """
+    expect(name, value, Tensor, "a torch tensor (torch.as_tensor makes one of an array)")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} is {value.dtype}, expected real floating-point numbers such as torch.float32")
+    return _with_values(name, value)
+
+
+def _with_values(name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        raise TypeError(f"{name} is {tensor.dtype}; landscapes need real parameters")
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values: make it on a real one")
+    return tensor
+
+
 def layout(model: nn.Module, select: Selection = "all") -> Layout:
     """Lay out the parameters of a network that take part.
 
@@ -101,9 +126,11 @@ def layout(model: nn.Module, select: Selection = "all") -> Layout:
         select: Which parameters: `"all"`, `"trainable"`, or one or several shell patterns of their names.
 
     Raises:
-        ValueError: No parameter is selected.
-        TypeError: A selected parameter is complex or not initialized yet.
+        ValueError: No parameter is selected, or one has no values (meta device).
+        TypeError: Not a module, or a selected parameter is complex or not initialized yet.
     """
+    expect("model", model, nn.Module, "a network (torch.nn.Module)")
+    expect("select", select, (str, Sequence), "'all', 'trainable', or patterns of parameter names")
     chosen = {name: tensor for name, tensor in model.named_parameters() if _selected(name, tensor, select)}
     if not chosen:
         known = ", ".join(name for name, _ in model.named_parameters()) or "none"
@@ -113,6 +140,7 @@ def layout(model: nn.Module, select: Selection = "all") -> Layout:
             raise TypeError(f"parameter {name!r} is not initialized yet: call the model once on a batch first")
         if not tensor.is_floating_point():
             raise TypeError(f"parameter {name!r} is {tensor.dtype}; landscapes need real floating-point parameters")
+        _with_values(f"parameter {name!r}", tensor)
     return Layout(tuple(chosen), tuple(tuple(tensor.shape) for tensor in chosen.values()))
 
 

@@ -28,8 +28,12 @@ def private_copy(model: nn.Module, device: torch.device | str | None, dtype: tor
     """Copy a model, in evaluation mode and without gradients, to a device and in a precision.
 
     Raises:
-        TypeError: It cannot be copied.
+        TypeError: It cannot be copied, or `dtype` is none.
+        ValueError: There is no such device.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point type such as torch.float64, got {dtype!r}")
+    check_device(device)
     try:
         copied = copy.deepcopy(model)
     except Exception as error:
@@ -40,6 +44,24 @@ def private_copy(model: nn.Module, device: torch.device | str | None, dtype: tor
     if dtype is not None:  # `Module.to(dtype)` would take the imaginary part from complex buffers
         copied._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     return copied
+
+
+def check_device(device: torch.device | str | None) -> None:
+    """Refuse a device that is not here or holds no values.
+
+    Raises:
+        ValueError: The message names it.
+    """
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used on this machine: {reason}") from error
+    if found.type == "meta":
+        raise ValueError("device 'meta' holds no values: choose a real one, such as 'cpu'")
 
 
 class Program(nn.Module):
@@ -133,7 +155,8 @@ def whole_float32() -> Iterator[None]:
         if _precision.n_inside == 0:
             _precision.before = [getattr(holder, name) for holder in holders]
             for holder in holders:
-                setattr(holder, name, "ieee" if name == "fp32_precision" else False)
+                whole: object = "highest" if isinstance(holder, _OlderProducts) else False
+                setattr(holder, name, "ieee" if name == "fp32_precision" else whole)
         _precision.n_inside += 1
     try:
         yield
@@ -161,4 +184,16 @@ def _precision_settings() -> tuple[list[Any], str]:
     if hasattr(backends.cuda.matmul, "fp32_precision"):
         libraries = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
         return [*libraries, backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul], "fp32_precision"
-    return [backends.cudnn, backends.cuda.matmul], "allow_tf32"
+    return [backends.cudnn, _OlderProducts()], "allow_tf32"
+
+
+class _OlderProducts:
+    """What torch before 2.9 calls `allow_tf32` of products, which has three levels, all of which are restored."""
+
+    @property
+    def allow_tf32(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @allow_tf32.setter
+    def allow_tf32(self, level: str) -> None:
+        torch.set_float32_matmul_precision(level)

@@ -2,20 +2,20 @@
 
 import atexit
 import logging
-import operator
 import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 from torch import Tensor, nn
 
+from landscape.arguments import expect, file_path, json_text, real_number, whole_number
+from landscape.lock import Lock
 from landscape.parameters import Selection
 from landscape.shards import (
     Header,
@@ -52,7 +52,9 @@ class Recorder:
     behind it: rows up to step `k` are kept, later ones dropped. Call `flush` whenever you save such a checkpoint, so
     that no row before it is lost. Where nothing is recorded yet, the trajectory begins at step `k`.
 
-    An exception in the `with` block, or the end of the program without `close`, merges what was recorded, too.
+    An exception in the `with` block, or the end of the program without `close`, merges what was recorded, too. While
+    the recorder is open no other process can record there; in the same process a new recorder takes over, and the older
+    one refuses further steps.
 
     Args:
         path: The file to write, such as `run.h5`.
@@ -66,6 +68,7 @@ class Recorder:
     Raises:
         ValueError: `path` holds a trajectory and `step` is 0, or that of another network; or `every` or `step` is out
             of range.
+        BlockingIOError: Another process records there.
 
     Example:
         >>> with Recorder("run.h5", model, every=10) as recorder:  # doctest: +SKIP
@@ -85,23 +88,31 @@ class Recorder:
         info: Mapping[str, Any] | None = None,
         interval: float = 2.0,
     ) -> None:
-        self.path = Path(path)
+        self.path = file_path(path)
         self.model = model
-        self.every, self.n_steps = operator.index(every), operator.index(step)
-        if self.every < 1 or self.n_steps < 0:
-            raise ValueError(f"every must be at least 1 and step at least 0, got {every} and {step}")
-        self.interval = interval
+        self.every, self.n_steps = whole_number("every", every, 1), whole_number("step", step, 0)
+        self.interval = real_number("interval", interval, 0)
+        if info is not None:
+            expect("info", info, Mapping, "what is to be kept, by name")
+            json_text("info", dict(info))
         self._header = Header.of(model, select, dict(info or {}))
         self._watched = [*model.parameters(), *model.buffers()]
-        self._segments = find_segments(self.path)  # of rows that are on the disk for good
+        self._segments: list[Segment] = []  # of rows that are on the disk for good
         self._rows: list[Row] = []  # those after them, on the disk or not yet
         self._tail: Segment | None = None  # what of `_rows` is on the disk
         self._last_step = -1  # of the last row
         self._metrics: dict[str, Any] = {}
         self._closed = False
         self._process = os.getpid()
-        if self._segments:
-            self._go_on()
+        self._lock = Lock(self.path)
+        try:
+            self._segments = find_segments(self.path)
+            if self._segments:
+                self._go_on()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._lock.take()
         if self._last_step < self.n_steps and (not self._segments or self.n_steps % self.every == 0):
             self._record()
         self.flush()
@@ -141,11 +152,12 @@ class Recorder:
             **metrics: Numbers to keep with the row, such as `loss=...`; those of steps without a row are dropped.
 
         Raises:
-            ValueError: The recorder is closed, or the name of a metric contains a slash.
+            ValueError: The recorder is closed, a newer one has taken over, or the name of a metric contains a slash.
             TypeError: A metric is not a number.
         """
         if self._closed:
             raise ValueError(f"the recorder of {self.path} is closed: make a new one with step={self.n_steps}")
+        self._lock.check()
         self.n_steps += 1
         # Detached but not converted: reading a number off an accelerator waits for it.
         self._metrics = {k: v.detach() if isinstance(v, Tensor) else v for k, v in metrics.items()}
@@ -157,6 +169,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Write what is held in memory to the disk now."""
+        self._lock.check()
         self._written = time.monotonic()
         if len(self._rows) == (self._tail.stop - self._tail.first if self._tail else 0):
             return
@@ -184,6 +197,8 @@ class Recorder:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if not self._lock.in_force:  # a newer recorder of this process has the file
+            return
         try:
             if record_last and self._last_step < self.n_steps:
                 if self._versions() == self._seen:
@@ -191,8 +206,11 @@ class Recorder:
                 else:
                     log.warning("%s: step %d is not recorded, the network has changed since", self.path, self.n_steps)
         finally:
-            self.flush()
-            merge(self.path, self._header, [*self._segments, *([self._tail] if self._tail else [])])
+            try:
+                self.flush()
+                merge(self.path, self._header, [*self._segments, *([self._tail] if self._tail else [])])
+            finally:
+                self._lock.release()
 
     def _held(self) -> int:
         """Return the bytes of the rows in memory."""
@@ -201,8 +219,8 @@ class Recorder:
         return len(self._rows) * (ROW_BYTES + self._rows[0].theta.nbytes + self._rows[0].buffers.nbytes)
 
     def _record(self) -> None:
-        metrics = {}
-        for name, value in self._metrics.items():
+        given, self._metrics, metrics = self._metrics, {}, {}  # what is refused now does not fail `close` again
+        for name, value in given.items():
             if "/" in name or name in ("", "."):
                 raise ValueError(f"metric name {name!r} cannot be stored: use letters, digits and underscores")
             try:

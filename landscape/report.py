@@ -14,12 +14,13 @@ import plotly.graph_objects as go
 
 from landscape.comparison import CHAPTERS, Finding
 from landscape.figures import figures_of
-from landscape.figures.image import figure_html, page_html
+from landscape.figures.page import figure_html, page_html, scenes
 from landscape.sanity import findings
 from landscape.storage import replacing
 from landscape.surface import Surface
 
 Row = Mapping[str, object]
+_MOST_SCENES = 8  # in 3-D; a browser draws sixteen at once, some of which other pages may have
 _LONGEST = 300  # characters of a value in the table of provenance
 _STYLE = """:root { --figure-height: 640px; }
 * { box-sizing: border-box; }
@@ -85,6 +86,7 @@ class Section:
         header: The table's columns; such a table may be wider than the page, and is moved sideways there.
         downloads: Tables by the name of the CSV file that the page offers them as, without its suffix.
         chapter: Whether it begins a part of the page; then only such sections are in the table of contents.
+        further: Figures below the first.
     """
 
     title: str
@@ -96,6 +98,7 @@ class Section:
     header: Sequence[str] = ()
     downloads: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     chapter: bool = False
+    further: Sequence[go.Figure] = ()
 
 
 def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Path:
@@ -114,6 +117,7 @@ def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Pa
     """
     path = Path(path)
     parts = [f"<h1>{escape(title)}</h1>"]
+    crowded = sum(len(scenes(figure)) for section in sections for figure in _figures(section)) > _MOST_SCENES
     chapters = any(section.chapter for section in sections)
     if len(sections) > 2:
         entries = [
@@ -126,7 +130,7 @@ def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Pa
         heading = f'<h2 id="section-{i}">{escape(section.title)}</h2>'
         if chapters:
             heading = heading.replace("<h2", '<h2 class="chapter"', 1) if section.chapter else _smaller(heading)
-        parts += ["<section>", heading, *_section_html(section, i), "</section>"]
+        parts += ["<section>", heading, *_section_html(section, i, crowded), "</section>"]
     style = f"{_STYLE}\n{_STUDY_STYLE}" if chapters else _STYLE
     with replacing(path) as temporary:
         temporary.write_text(page_html(title, style, "\n".join(parts)), encoding="utf-8")
@@ -199,11 +203,16 @@ def _smaller(heading: str) -> str:
     return heading.replace("<h2", "<h3").replace("</h2>", "</h3>")
 
 
-def _section_html(section: Section, number: int) -> Iterator[str]:
+def _figures(section: Section) -> list[go.Figure]:
+    return [*([] if section.figure is None else [section.figure]), *section.further]
+
+
+def _section_html(section: Section, number: int, crowded: bool) -> Iterator[str]:
     if section.caption:
         yield f"<p>{escape(section.caption)}</p>"
-    if section.figure is not None:
-        yield figure_html(section.figure, f"figure-{number}")
+    for i, figure in enumerate(_figures(section)):
+        name = f"figure-{number}" + (f"-{i + 1}" if i else "")
+        yield figure_html(figure, name, in_turn=crowded and bool(scenes(figure)))
     if section.table:
         if section.folded:
             yield f"<details><summary>{len(section.table)} entries</summary>"

@@ -1,5 +1,7 @@
 """Run a restart study: many seeds, several optimizers and settings, trained as batches and streamed to one file."""
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -8,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +21,13 @@ from tqdm.auto import tqdm
 
 import landscape
 from landscape import optimizers
+from landscape.arguments import LARGEST_SEED, expect, file_path, json_text, real_number, whole_number
+from landscape.data import collect
 from landscape.ensemble import Ensemble, train_many
 from landscape.losses import Metric
 from landscape.objective import Objective
 from landscape.parameters import layout
+from landscape.rows import parts_folder
 from landscape.shards import Header
 from landscape.study import Study, StudyWriter
 from landscape.training import EVALUATION_CHUNK
@@ -28,7 +35,7 @@ from landscape.workers import Workers, open_workers
 
 log = logging.getLogger(__name__)
 
-BATCH = 100  # runs that are trained, and lost by a kill, together
+BATCH = 100  # runs that are trained together
 _KEYS = ("optimizer", "learning_rate", "options", "batch_size", "epochs", "schedule", "batch_order", "evaluate_every")
 
 
@@ -46,6 +53,7 @@ def run_restarts(
     workers: int | str | Sequence[str] | Workers = 1,
     batch: int = BATCH,
     info: Mapping[str, Any] | None = None,
+    interval: float = 5.0,
     progress: bool = True,
 ) -> Study:
     """Train a network from many seeds with each of several settings, and keep all ends in one file.
@@ -65,8 +73,9 @@ def run_restarts(
         penalty: Weight penalty; `penalty/2 ||theta||^2` is added to what is minimized, as weight decay of an optimizer
             that knows it; not to the loss in the curves.
         workers: Processes or devices that share the runs, see `evaluate`.
-        batch: Runs that are trained together, and that a kill loses.
+        batch: Runs that are trained together.
         info: How network and data are made again (JSON-able), kept in the provenance.
+        interval: Seconds between two writes of the state of a batch in training, from which it goes on after a kill.
         progress: Show a progress bar.
 
     Returns:
@@ -74,6 +83,7 @@ def run_restarts(
 
     Raises:
         ValueError: Settings are not valid, or the file holds another study.
+        BlockingIOError: Another process is writing the file.
 
     Example:
         >>> study = run_restarts(  # doctest: +SKIP
@@ -81,10 +91,24 @@ def run_restarts(
         ...     settings={"adam": {}, "gd": {"optimizer": "gd", "learning_rate": 0.1}}, seeds=500,
         ... )
     """
+    batch = whole_number("batch", batch, 1)
+    penalty = real_number("penalty", penalty, 0)
+    if not callable(build):
+        raise TypeError(f"build must be a function from a seed to a network, got {type(build).__name__}")
+    if info is not None:
+        expect("info", info, Mapping, "how network and data are made again, by name")
+        json_text("info", dict(info))
+    path = file_path(path)
     described = {name: _describe(name, given, penalty) for name, given in _by_name(settings).items()}
-    wanted = [int(seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds)]
-    if len(set(wanted)) < len(wanted) or not wanted or batch < 1:
-        raise ValueError(f"expected different seeds, at least one, and a batch of 1 or more; got {wanted}, {batch}")
+    if not described:
+        raise ValueError("settings name no runs: give at least one optimizer")
+    given: Any = range(int(seeds)) if isinstance(seeds, Integral) else seeds
+    expect("seeds", given, (Sequence, np.ndarray), "how many, or the seeds themselves")
+    wanted = [whole_number("a seed", seed, 0, LARGEST_SEED) for seed in given]
+    if len(set(wanted)) < len(wanted) or not wanted:
+        raise ValueError(f"expected different seeds, at least one, got {wanted}")
+    # collected once: an iterator has only one pass
+    data, test = collect(data), None if test is None else collect(test)
     job = _Job(build, data, test, loss, metrics, penalty)
     objective = job.objective(build(wanted[0]))
     writer = StudyWriter(path, described, {**_provenance(objective), "info": dict(info or {})}, _fingerprint(objective))
@@ -92,18 +116,21 @@ def run_restarts(
     for name, entry in described.items():
         missing = [seed for seed in wanted if (name, seed) not in writer.done]
         for first in range(0, len(missing), batch):
-            tasks.append((writer.number[name], entry, missing[first : first + batch]))
+            chosen = missing[first : first + batch]
+            tasks.append((writer.number[name], entry, chosen, _state_file(writer.path, name, entry, chosen)))
     n_all = len(wanted) * len(described)
-    n_missing = sum(len(seeds) for _, _, seeds in tasks)
+    n_missing = sum(len(task[2]) for task in tasks)
     with (
+        writer,
         ExitStack() as stack,
         tqdm(total=n_all, initial=n_all - n_missing, desc="restarts", unit="run", disable=not progress) as bar,
     ):
         team = open_workers(workers, stack)
-        for i, result in team.run(partial(_trainer, job), tasks):
+        for i, result in team.run(partial(_trainer, job, interval), tasks):
             writer.add(result, i)
+            tasks[i][3].unlink(missing_ok=True)
             bar.update(len(tasks[i][2]))
-    writer.finish()
+        writer.finish()
     return Study.load(path)
 
 
@@ -136,11 +163,17 @@ class _Job:
         )
 
 
-def _trainer(job: _Job, device: str | None) -> Callable[[Any], dict[str, np.ndarray]]:
+def _state_file(path: Path, *task: Any) -> Path:
+    """Return where a batch in training keeps its state."""
+    digest = hashlib.sha256(json.dumps(task, sort_keys=True, default=repr).encode())
+    return parts_folder(path).absolute() / f"training-{digest.hexdigest()[:16]}.pt"
+
+
+def _trainer(job: _Job, interval: float, device: str | None) -> Callable[[Any], dict[str, np.ndarray]]:
     """Return, on a worker, the function that trains a batch of runs."""
 
-    def train(task: tuple[int, dict, list[int]]) -> dict[str, np.ndarray]:
-        number, entry, seeds = task
+    def train(task: tuple[int, dict, list[int], Path]) -> dict[str, np.ndarray]:
+        number, entry, seeds, state = task
         arguments = {key: entry[key] for key in _KEYS}
         ensemble = train_many(
             (lambda seed: job.build(seed).to(device)) if device else job.build,
@@ -150,6 +183,8 @@ def _trainer(job: _Job, device: str | None) -> Callable[[Any], dict[str, np.ndar
             loss=job.loss,
             metrics=job.metrics,
             weight_decay=job.penalty,
+            state=state if state.parent.parent.is_dir() else None,  # a machine of a cluster may not see the folder
+            interval=interval,
             progress=False,
             **arguments,
         )
@@ -187,7 +222,11 @@ def _gradient_norms(job: _Job, ensemble: Ensemble) -> np.ndarray:
 
 
 def _by_name(settings: Mapping[str, Mapping[str, Any]] | Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    expect("settings", settings, (Mapping, Sequence), "settings by name, or names of optimizers")
     if isinstance(settings, Mapping):
+        for name, given in settings.items():
+            expect("a name of settings", name, str, "a text")
+            expect(f"settings {name!r}", given, Mapping, "arguments by name, such as {'learning_rate': 0.1}")
         return {name: {"optimizer": name, **given} for name, given in settings.items()}
     names = [settings] if isinstance(settings, str) else list(settings)
     return {name: {"optimizer": name} for name in names}
@@ -214,7 +253,10 @@ def _describe(name: str, given: Mapping[str, Any], penalty: float) -> dict[str, 
     entry["learning_rate"] = arguments.get("lr")
     if penalty and entry["optimizer"].lower() == "adamw":
         raise ValueError("adamw decays the weights apart from the loss, which is no penalty: use adam")
-    epochs, every = entry["epochs"], entry["evaluate_every"]
+    entry["epochs"] = epochs = whole_number("epochs", entry["epochs"], 1)
+    entry["evaluate_every"] = every = whole_number("evaluate_every", entry["evaluate_every"], 1)
+    optimizers.schedule_function(entry["schedule"])
+    json_text(f"settings {name!r}", entry)
     entry["epochs evaluated"] = sorted({*range(0, epochs + 1, every), epochs})
     return {**entry, "penalty": penalty}
 

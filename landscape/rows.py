@@ -9,11 +9,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
 
+from landscape.contents import dataset, has_attribute, read_array, read_attribute
+from landscape.lock import Lock
 from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
 
 Array = np.ndarray
@@ -22,18 +25,42 @@ Array = np.ndarray
 class RowsWriter:
     """Add parts to a file of rows, each safe on the disk when `add` returns.
 
+    Until `close`, which the end of a `with` block calls, no other process can open the file for writing.
+
     Args:
         path: The file; what is there is extended.
         kind: What it holds.
         record: What all rows share (JSON-able).
+
+    Raises:
+        BlockingIOError: Another process is writing the file.
     """
 
     def __init__(self, path: str | os.PathLike, kind: str, record: Any) -> None:
         self.path, self.kind, self.record = Path(path), kind, record
-        self._first = max([_next_part(self.path, kind), *_numbers_after(self.path)])
+        self._lock = Lock(self.path)
+        try:
+            self._first = max([_next_part(self.path, kind), *_numbers_after(self.path)])
+        except BaseException:
+            self._lock.release()
+            raise
+        self._lock.take()
+
+    def close(self) -> None:
+        """Let others write the file; nothing is written here."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def add(self, columns: Mapping[str, Array], i: int) -> None:
         """Write some rows, the i-th part since this writer was made, whatever the order in which they come."""
+        self._lock.check()
         with write_hdf5(parts_folder(self.path) / f"{self._first + i:06d}.h5", self.kind) as file:
             write_json(file, "record/shared", self.record)
             file.attrs["columns"] = list(columns)
@@ -46,6 +73,7 @@ class RowsWriter:
         Args:
             record: To be kept instead of that given before.
         """
+        self._lock.check()
         files = find_files(self.path, self.kind)
         if not files or (files == [self.path] and record is None):
             return
@@ -60,8 +88,16 @@ class RowsWriter:
         shutil.rmtree(parts_folder(self.path), ignore_errors=True)
 
 
-def read_rows(path: str | os.PathLike, kind: str, but: tuple[str, ...] = ()) -> tuple[dict[str, Array], Any]:
+def read_rows(
+    path: str | os.PathLike, kind: str, but: tuple[str, ...] = (), pattern: Any = object
+) -> tuple[dict[str, Array], Any]:
     """Read all columns `but` those named, and the record of the last part.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        but: Columns to leave out.
+        pattern: What the record must look like, see `contents.check_value`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -73,11 +109,18 @@ def read_rows(path: str | os.PathLike, kind: str, but: tuple[str, ...] = ()) -> 
     columns: dict[str, list[Array]] = {}
     for part in files:
         with read_hdf5(part, kind) as file:
-            for name in map(str, file.attrs["columns"]):
+            names = read_attribute(file, "columns", list)
+            if columns and {*names} - {*but} != columns.keys():
+                raise ValueError(f"{part} holds other columns than those before it: is it of another file?")
+            lengths = set()
+            for name in names:
+                lengths.add(len(dataset(file, name, None, "fiubT")))
                 if name not in but:
-                    columns.setdefault(name, []).append(_decoded(file[name]))
-            record = read_json(file, "record/shared")
-    return {name: _stack(parts) for name, parts in columns.items()}, record
+                    columns.setdefault(name, []).append(read_array(file, name, None, "fiubT"))
+            if len(lengths) != 1:
+                raise ValueError(f"{part} is damaged: its columns have {sorted(lengths)} rows")
+            record = read_json(file, "record/shared", pattern)
+    return {name: _stack(parts, f"{path}: {name}") for name, parts in columns.items()}, record
 
 
 def read_column(path: str | os.PathLike, kind: str, name: str, rows: Array) -> Array:
@@ -85,20 +128,25 @@ def read_column(path: str | os.PathLike, kind: str, name: str, rows: Array) -> A
     files = find_files(Path(path), kind)
     first, found = 0, []
     for part in files:
-        with h5py.File(part, "r") as file:
-            n = len(file[name])
+        with read_hdf5(part, kind) as file:
+            column = dataset(file, name, [None, None], "f")
+            n = len(column)
             inside = rows[(rows >= first) & (rows < first + n)] - first
-            column = file[name] if file[name].size else file[name][()]  # h5py does not select from nothing
-            found.append(column[inside] if len(inside) else column[:0])
+            if not column.size:  # h5py does not select from nothing
+                found.append(np.empty((len(inside), column.shape[1]), column.dtype))
+                continue
+            try:
+                found.append(column[inside] if len(inside) else column[:0])
+            except (OSError, RuntimeError) as error:
+                raise ValueError(f"{part} is damaged: {name} cannot be read ({error})") from error
         first += n
-    return _stack(found)
+    return _stack(found, f"{path}: {name}")
 
 
 def find_files(path: Path, kind: str) -> list[Path]:
     """Return the file and the parts that it does not hold yet, in order; an empty list if there are none."""
     first = _next_part(path, kind)
-    parts = [file for file in sorted(parts_folder(path).glob("[0-9]*.h5")) if int(file.stem) >= first]
-    return [path] * path.exists() + parts
+    return [path] * path.exists() + [file for number, file in sorted(_parts(path).items()) if number >= first]
 
 
 def parts_folder(path: Path) -> Path:
@@ -111,29 +159,35 @@ def _next_part(path: Path, kind: str) -> int:
     if not path.exists():
         return 0
     with read_hdf5(path, kind) as file:
-        return int(file.attrs.get("next_part", 0))
+        return read_attribute(file, "next_part", int) if has_attribute(file, "next_part") else 0
 
 
 def _numbers_after(path: Path) -> list[int]:
-    return [int(file.stem) + 1 for file in parts_folder(path).glob("[0-9]*.h5")]
+    return [number + 1 for number in _parts(path)]
+
+
+def _parts(path: Path) -> dict[int, Path]:
+    """Return the parts by their numbers."""
+    return {int(file.stem): file for file in parts_folder(path).glob("[0-9]*.h5") if file.stem.isdecimal()}
 
 
 def _columns(path: Path) -> list[str]:
-    with h5py.File(path, "r") as file:
-        return [str(name) for name in file.attrs["columns"]]
+    with read_hdf5(path) as file:
+        return read_attribute(file, "columns", list)
 
 
 def _concatenate(target: h5py.File, name: str, files: list[Path]) -> None:
     shapes = []
     for part in files:
-        with h5py.File(part, "r") as source:
-            shapes.append(source[name].shape)
-            dtype = source[name].dtype
+        with read_hdf5(part) as source:
+            column = dataset(source, name, None, "fiubT")
+            shapes.append(column.shape)
+            dtype = column.dtype
     n, widths = sum(shape[0] for shape in shapes), [shape[1:] for shape in shapes]
     rows = target.create_dataset(name, (n, *map(max, zip(*widths, strict=True))), dtype)
     first = 0
     for part in files:
-        with h5py.File(part, "r") as source:
+        with read_hdf5(part) as source:
             values = source[name][()]
         place = (slice(first, first + len(values)), *(slice(0, width) for width in values.shape[1:]))
         if values.shape[1:] != rows.shape[1:]:
@@ -142,7 +196,10 @@ def _concatenate(target: h5py.File, name: str, files: list[Path]) -> None:
         first += len(values)
 
 
-def _stack(parts: list[Array]) -> Array:
+def _stack(parts: list[Array], where: str) -> Array:
+    if len({(part.ndim, part.dtype.kind) for part in parts}) > 1 or parts[0].ndim > 2:
+        kinds = ", ".join(f"{part.ndim}-D {part.dtype.name}" for part in parts)
+        raise ValueError(f"{where} differs from part to part, or is no column: {kinds}")
     width = max((part.shape[1] for part in parts if part.ndim > 1), default=0)
     return np.concatenate(
         [
@@ -152,7 +209,3 @@ def _stack(parts: list[Array]) -> Array:
             for part in parts
         ]
     )
-
-
-def _decoded(column: h5py.Dataset) -> Array:
-    return column.asstr()[()].astype(str) if h5py.check_string_dtype(column.dtype) else column[()]

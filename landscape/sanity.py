@@ -221,10 +221,13 @@ def _work(surface: Surface) -> list[Finding]:
     rows = []
     if "plan" in facts:
         plan = facts["plan"]
-        chunk = "batches as given" if plan["chunk_size"] is None else f"{plan['chunk_size']} samples at a time"
-        if plan.get("group", 1) > 1:
-            chunk += f", {plan['group']} points"
-        rows.append(Finding("plan", "; ".join([plan["name"], chunk, *plan["notes"]])))
+        parts = [plan["name"]] if "name" in plan else []
+        if "chunk_size" in plan:
+            size = plan["chunk_size"]
+            parts.append("batches as given" if size is None else f"{size} samples at a time")
+            if plan.get("group", 1) > 1:
+                parts[-1] += f", {plan['group']} points"
+        rows.append(Finding("plan", "; ".join([*parts, *plan.get("notes", [])])))
     if "seconds" in facts:
         n = max(1, int(surface.done.sum()))
         seconds = facts["seconds"]

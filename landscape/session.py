@@ -4,29 +4,30 @@ Nothing random is carried along. The order of the samples in an epoch is drawn f
 numbers of a step (dropout) from `(seed, step)`, so network, optimizer and a step number are the whole state.
 """
 
+import io
 import json
-import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.checkpoint import load_torch
+from landscape.contents import Number, check_value
 from landscape.data import Batch, Batches, batch_size, split_batch
-from landscape.objective import Objective
+from landscape.objective import Objective, check_differentiable
 from landscape.program import call_model
-from landscape.storage import replacing
+from landscape.storage import read_sealed, write_sealed
 
-log = logging.getLogger(__name__)
+_STATE = {
+    **{"identity": str, "network": dict, "optimizer": dict, "step": int, "seconds": Number},
+    "history": {"*": [Number]},
+}
 
 
 class Order:
@@ -102,7 +103,10 @@ def take(batch: Any, rows: Tensor) -> Any:
     if isinstance(batch, tuple):
         parts = [take(part, rows) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
-    return batch if batch is None else batch[rows.to(batch.device)]
+    if batch is None:
+        return None
+    # several times as fast as batch[rows]
+    return batch.index_select(0, rows.flatten().to(batch.device)).reshape(*rows.shape, *batch.shape[1:])
 
 
 class Session:
@@ -204,28 +208,67 @@ class Session:
 
     def save(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all, with what identifies the run."""
-        state = {
-            "identity": json.dumps(identity),
+        write_state(path, {"identity": json.dumps(identity), **self.state()})
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the run needs to go on; its tensors are those in use."""
+        return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
             "seconds": self.seconds,
         }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `save` wrote."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take over a state."""
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"the stored state does not fit this network and optimizer: {error}") from error
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute the loss of a batch with the network as it is, to be differentiated."""
         inputs, target = split_batch(batch)
-        output = self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
-        return reduce_loss(self.objective.loss(output, target), batch, self.objective.reduction)
+        try:
+            output = self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
+        except ValueError as error:
+            if "per channel when training" not in str(error):
+                raise
+            raise ValueError(
+                f"batch norm cannot be trained on a batch of one sample: use larger batches ({error})"
+            ) from error
+        value = self.objective.loss(output, target)
+        check_differentiable(value)
+        return reduce_loss(value, batch, self.objective.reduction)
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors, numbers and texts in dictionaries and lists, whole or not at all."""
+    content = io.BytesIO()  # torch does not say why it could not write a file
+    torch.save(state, content)
+    write_sealed(path, content.getvalue())
+
+
+def read_state(path: Path, structure: Mapping[str, Any] = _STATE) -> dict[str, Any]:
+    """Read what `write_state` wrote; tensors come to the CPU.
+
+    Args:
+        path: The file.
+        structure: What must be in it, see `contents.check_value`. Default: what `Session.save` writes.
+
+    Raises:
+        ValueError: The file is damaged, or something else.
+    """
+    try:
+        state = load_torch(io.BytesIO(read_sealed(path)), path)
+        check_value(state, structure, "it")
+    except ValueError as error:
+        text = f"{path} is damaged, or no state of a training run: restore it from a copy ({error})"
+        raise ValueError(text) from error
+    return state
 
 
 def reduce_loss(value: Tensor, batch: Batch, reduction: str) -> Tensor:
@@ -241,32 +284,6 @@ def reduce_loss(value: Tensor, batch: Batch, reduction: str) -> Tensor:
     if value.numel() == 1 or reduction == "mean":
         return value.mean()
     return value.mean() * batch_size(batch)
-
-
-@contextmanager
-def interrupt_between_steps() -> Iterator[list[int]]:
-    """Let a first Ctrl-C wait until the step is done, so that a whole state can be saved; a second one does not wait.
-
-    Yields:
-        A list that is empty until then; outside of the main thread, or where Ctrl-C is handled otherwise, for ever.
-    """
-    interrupted: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or usual is not signal.default_int_handler:
-        yield interrupted
-        return
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        interrupted.append(number)
-        signal.signal(signal.SIGINT, usual)
-        log.warning("interrupted: stopping after this step (again: at once, and the last seconds are lost)")
-
-    signal.signal(signal.SIGINT, wait)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _seed_generators(seed: int, device: torch.device) -> None:

@@ -13,17 +13,19 @@ first row. A shard takes the place of whatever the files before it hold from tha
 and merging leave a readable trajectory behind at whatever moment they are killed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.contents import dataset, read_array, read_group
 from landscape.parameters import Layout, Selection, layout
 from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
 
@@ -96,7 +98,7 @@ def shard_folder(path: Path) -> Path:
 
 def find_shards(path: Path) -> dict[int, Path]:
     """Return the shards of a trajectory file by the number of their first row, in order."""
-    return {int(file.stem): file for file in sorted(shard_folder(path).glob("[0-9]*.h5"))}
+    return {int(file.stem): file for file in sorted(shard_folder(path).glob("[0-9]*.h5")) if file.stem.isdecimal()}
 
 
 def find_segments(path: Path) -> list[Segment]:
@@ -108,9 +110,16 @@ def find_segments(path: Path) -> list[Segment]:
     files = [(0, path, "trajectory")] if path.exists() else []
     files += [(first, file, "trajectory-part") for first, file in find_shards(path).items()]
     segments: list[Segment] = []
+    widths: set[tuple[int, int]] = set()
     for first, file, kind in files:
         with read_hdf5(file, kind) as rows:
-            n = len(rows["step"])
+            n = len(dataset(rows, "step", [None], "i"))
+            if not n:
+                raise ValueError(f"{file} is damaged: it has no rows")
+            theta, buffers = (dataset(rows, name, [n, None], "f") for name in ("theta", "buffers"))
+            widths.add((theta.shape[1], buffers.shape[1]))
+        if len(widths) > 1:
+            raise ValueError(f"{path}: {file} is of another network than the rows before it")
         end = segments[-1].stop if segments else 0
         if first > end:
             raise ValueError(
@@ -129,14 +138,22 @@ def cut_segments(segments: Sequence[Segment], stop: int) -> list[Segment]:
 def read_header(file: Path) -> Header:
     """Read what the rows of a trajectory share from one of its files."""
     with read_hdf5(file) as rows:
-        layout, buffers = (_read_layout(rows, name) for name in ("layout", "buffers"))
-        dtypes = (rows["theta"].dtype.name, rows["buffers"].dtype.name)
-        return Header(layout, buffers, dtypes, cast(dict, read_json(rows, "record/info")))
+        layout, buffers = _read_layout(rows, "layout"), _read_layout(rows, "buffers")
+        theta = dataset(rows, "theta", [None, layout.p], "f")
+        dtypes = (theta.dtype.name, dataset(rows, "buffers", [len(theta), buffers.p], "f").dtype.name)
+        if not {*dtypes} <= {"float32", "float64"}:
+            raise ValueError(f"{file} is damaged: theta and buffers are {' and '.join(dtypes)}")
+        return Header(layout, buffers, dtypes, read_json(rows, "record/info", dict))
 
 
 def _read_layout(rows: h5py.File, name: str) -> Layout:
-    stored = cast(dict, read_json(rows, f"record/{name}"))
-    return Layout(tuple(stored["names"]), tuple(map(tuple, stored["shapes"])))
+    stored = read_json(rows, f"record/{name}", {"names": [str], "shapes": [[int]]})
+    names, shapes = tuple(stored["names"]), tuple(map(tuple, stored["shapes"]))
+    if len(set(names)) != len(shapes) or len(names) != len(shapes) or any(n < 0 for shape in shapes for n in shape):
+        raise ValueError(f"{rows.filename} is damaged: names and shapes of its {name} do not fit")
+    if (p := sum(map(math.prod, shapes))) >= 2**63:
+        raise ValueError(f"{rows.filename} is damaged: its {name} has {p} entries")
+    return Layout(names, shapes)
 
 
 def read_scalars(segments: Sequence[Segment]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -147,8 +164,11 @@ def read_scalars(segments: Sequence[Segment]) -> tuple[np.ndarray, dict[str, np.
     for segment in segments:
         here, n = slice(segment.first, segment.stop), segment.stop - segment.first
         with read_hdf5(segment.file) as rows:
-            step[here] = rows["step"][:n]
-            for name, values in rows["metrics"].items():
+            stored = read_array(rows, "step", [None], "i")
+            step[here] = stored[:n]
+            group = read_group(rows, "metrics")
+            for name in group:
+                values = read_array(group, name, [len(stored)], "f")
                 metrics.setdefault(name, np.full(t, np.nan))[here] = values[:n]
     return step, metrics
 

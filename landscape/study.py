@@ -21,6 +21,15 @@ from landscape.rows import RowsWriter, find_files, parts_folder, read_column, re
 
 KIND = "study"
 Array = np.ndarray
+_COLUMNS = {
+    **{"setting": "iu", "seed": "iu", "steps": "iu", "diverged": "b"},
+    **{"gradient_norm": "f", "travelled": "f"},
+}
+_RECORD = {
+    "settings": [{"name": str, "epochs evaluated": [int], "batch_size?": (int, type(None)), "options?": dict}],
+    "provenance": dict,
+    "fingerprint": {"*": object},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,15 +111,36 @@ class Study:
             FileNotFoundError: There is no such file.
             ValueError: It is damaged or no study.
         """
-        columns, record = read_rows(path, KIND, but=("theta", "buffers"))
+        columns, record = read_rows(path, KIND, but=("theta", "buffers"), pattern=_RECORD)
+        settings = {entry.pop("name"): entry for entry in record["settings"]}
+        curves = {n.removeprefix("curve/"): columns.pop(n) for n in list(columns) if n.startswith("curve/")}
+        if problem := _problem(settings, curves, columns):
+            raise ValueError(f"{path} is damaged: {problem}")
         return cls(
-            settings={entry.pop("name"): entry for entry in record["settings"]},
-            curves={n.removeprefix("curve/"): columns.pop(n) for n in list(columns) if n.startswith("curve/")},
+            settings=settings,
+            curves=curves,
             provenance=record["provenance"],
             fingerprint=record["fingerprint"],
             path=Path(path),
-            **columns,
+            **{name: columns[name] for name in _COLUMNS},
         )
+
+
+def _problem(settings: Mapping[str, dict], curves: Mapping[str, Array], columns: Mapping[str, Array]) -> str | None:
+    """Say what of a study does not fit together; None if all does."""
+    for name, kinds in _COLUMNS.items():
+        if name not in columns or columns[name].ndim != 1 or columns[name].dtype.kind not in kinds:
+            return f"its column {name} is missing or of another type"
+    if next(iter(curves), None) != "loss" or any(c.ndim != 2 or c.dtype.kind != "f" for c in curves.values()):
+        return f"its curves are {', '.join(curves) or 'none'}, expected numbers [n, e], loss first"
+    width = min(curve.shape[1] for curve in curves.values())
+    for name, entry in settings.items():
+        if not 1 <= len(entry["epochs evaluated"]) <= width:
+            return f"{name} was evaluated {len(entry['epochs evaluated'])} times, but its curves are {width} long"
+    setting = columns["setting"]
+    if len(setting) and not 0 <= setting.min() <= setting.max() < len(settings):
+        return f"it has {len(settings)} settings, but runs of the numbers {setting.min()} to {setting.max()}"
+    return None
 
 
 class StudyWriter(RowsWriter):
@@ -128,21 +158,27 @@ class StudyWriter(RowsWriter):
 
     Raises:
         ValueError: The file holds the study of another network or other data, or other settings by the same name.
+        BlockingIOError: Another process is writing the file.
     """
 
     def __init__(
         self, path: str | os.PathLike, settings: Mapping[str, dict], provenance: dict, fingerprint: Mapping[str, str]
     ) -> None:
-        path, settings = Path(path), dict(settings)
+        super().__init__(path, KIND, None)  # first, so that no other process adds runs after they were read
+        settings = dict(settings)
         self.done: set[tuple[str, int]] = set()
-        if find_files(path, KIND):
-            old = Study.load(path)
-            _check_extends(path, old, settings, fingerprint)
-            settings = {**old.settings, **settings}
-            self.done = set(zip(old.names.tolist(), old.seed.tolist(), strict=True))
+        try:
+            if find_files(self.path, KIND):
+                old = Study.load(path)
+                _check_extends(self.path, old, settings, fingerprint)
+                settings = {**old.settings, **settings}
+                self.done = set(zip(old.names.tolist(), old.seed.tolist(), strict=True))
+        except BaseException:
+            self.close()
+            raise
         self.number = {name: i for i, name in enumerate(settings)}
         entries = [{"name": name, **entry} for name, entry in settings.items()]
-        super().__init__(path, KIND, {"settings": entries, "provenance": provenance, "fingerprint": dict(fingerprint)})
+        self.record = {"settings": entries, "provenance": provenance, "fingerprint": dict(fingerprint)}
 
 
 def _check_extends(path: Path, old: Study, settings: Mapping[str, dict], fingerprint: Mapping[str, str]) -> None:

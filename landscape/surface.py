@@ -29,12 +29,38 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from landscape.arguments import expect, file_path, real_number
+from landscape.contents import Number, check_value, read_array, read_attribute, read_group
+from landscape.lock import Lock
 from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
 
 log = logging.getLogger(__name__)
 
 AXIS_NAMES = ("x", "y", "z", "u", "v", "w")
 Array = np.ndarray
+
+_SOME, _TEXT = (*Number, type(None)), (str, type(None))
+PROVENANCE = {
+    "axes?": [{"label?": _TEXT, "unit?": _TEXT}],
+    "settings?": {
+        **{"model?": str, "n_parameters?": int, "dtype?": str, "batch-norm policy?": str, "penalty?": Number},
+        "data?": {"*": {"name?": str, "n_samples?": int, "*": object}},
+        "metrics?": {"*": str},
+    },
+    "slice?": {"explained_variance_ratio?": [Number], "singular_values?": [Number]},
+    "plan?": {
+        **{"name?": str, "chunk_size?": (int, type(None)), "group?": int, "notes?": [str]},
+        "preview_error?": {"center": _SOME, "corner": _SOME},
+    },
+    "audit?": {"text": str, "exceeded": bool},
+    "at_origin?": {"*": Number},
+    "checkpoint?": {"loss?": _SOME},
+    "gram?": [[Number]],
+    "parameters?": [[object]],
+    **{"gradient_norm?": _SOME, "origin_norm?": Number, "seconds?": Number, "created?": str},
+    **{"imported?": dict, "versions?": dict, "machine?": dict},
+}
+"""Of what is known of a surface's provenance, the structure, see `contents.check_value`; all of it may be missing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,13 @@ class ProjectedTrajectory:
     distance: Array
     loss: Array
     loss_on_slice: Array
+
+    def __post_init__(self) -> None:
+        t = len(self.step)
+        for name, array in vars(self).items():
+            if array.ndim != (2 if name == "coordinates" else 1) or len(array) != t or not t:
+                wanted = "[t, k]" if name == "coordinates" else "[t]"
+                raise ValueError(f"{name} of a trajectory needs shape {wanted}, t = {t} >= 1, got {list(array.shape)}")
 
 
 @dataclass
@@ -81,6 +114,15 @@ class Surface:
     path: Path | None = None
 
     def __post_init__(self) -> None:
+        expect("axes", self.axes, Mapping, "coordinates by axis name")
+        expect("values", self.values, Mapping, "arrays by metric name")
+        for name, array in {**self.values, "done": self.done}.items():
+            expect(name, array, np.ndarray, "a NumPy array")
+        for name, axis in self.axes.items():
+            if np.ndim(axis) != 1 or not len(axis):
+                raise ValueError(f"axis {name!r} needs shape [n] with n >= 1, got {list(np.shape(axis))}")
+        if not self.axes or not self.values:
+            raise ValueError("a surface needs at least one axis and one metric")
         shape = self.shape
         for name, array in {**self.values, "done": self.done}.items():
             if array.shape != shape:
@@ -123,27 +165,30 @@ class Surface:
         """
         path = Path(path)
         with read_hdf5(path, "surface") as file:
-            axes = {name: file[name][()] for name in json.loads(file.attrs["axes"])}
-            values, done = _read_values(file)
-            identity = read_json(file, "record/fingerprint")
+            axes = {name: read_array(file, name, [None]) for name in _names(file, "axes")}
+            metrics, shape = _names(file, "metrics"), tuple(map(len, axes.values()))
+            if "done" in {*axes, *metrics} or not all(shape):
+                raise ValueError(f"{path} is damaged: an axis is empty, or an axis or a metric is named done")
+            values, done = _read_values(file, metrics, shape)
+            identity = read_json(file, "record/fingerprint", dict)
+            with_vectors = vectors and "slice" in file
+            directions = read_array(file, "slice/directions", [len(axes), None], "f") if with_vectors else None
             surface = cls(
                 axes=axes,
                 values=values,
                 done=done,
-                provenance=read_json(file, "record/provenance"),
-                trajectories={
-                    name: ProjectedTrajectory(**{key: data[()] for key, data in group.items()})
-                    for name, group in file["trajectories"].items()
-                },
-                origin=file["slice/origin"][()] if vectors and "slice" in file else None,
-                directions=file["slice/directions"][()] if vectors and "slice" in file else None,
+                provenance=read_json(file, "record/provenance", dict),
+                trajectories=_read_trajectories(file, len(axes)),
+                origin=None if directions is None else read_array(file, "slice/origin", directions.shape[1:], "f"),
+                directions=directions,
                 path=path,
             )
+            _check_fits(surface, os.fspath(path))
         progress = progress_path(path)
         if progress.exists():
             with read_hdf5(progress, "progress") as file:
-                if read_json(file, "record/fingerprint") == identity:
-                    values, done = _read_values(file)
+                if read_json(file, "record/fingerprint", dict) == identity:
+                    values, done = _read_values(file, metrics, shape)
                     if done.sum() >= surface.done.sum():  # older, if a kill came just before it was removed
                         surface.values, surface.done = values, done
                 else:
@@ -151,8 +196,16 @@ class Surface:
         return surface
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the surface as one file, in place of an old one."""
-        self._write(path, fingerprint={})
+        """Write the surface as one file, in place of an old one.
+
+        Raises:
+            ValueError: Provenance or trajectories are of a structure that could not be read again.
+            BlockingIOError: Another process is writing it.
+        """
+        path = file_path(path)
+        _check_fits(self, os.fspath(path))
+        with Lock(path):
+            self._write(path, fingerprint={})
 
     def _write(self, path: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
         with write_hdf5(path, "surface") as file:
@@ -180,7 +233,7 @@ class SurfaceStore:
     """A surface that is being computed, kept safe in a file.
 
     Opening a path that already holds the same question continues it; another question is refused. At most `interval`
-    seconds of work are lost by a kill.
+    seconds of work are lost by a kill. Until `close` no other process can open the path for writing.
 
     Args:
         surface: The grid, with origin and directions; the values are filled by `record`.
@@ -190,6 +243,7 @@ class SurfaceStore:
 
     Raises:
         ValueError: The file holds the surface of another question; the message names what differs.
+        BlockingIOError: Another process is writing the file.
     """
 
     def __init__(
@@ -201,21 +255,28 @@ class SurfaceStore:
     ) -> None:
         self.surface = surface
         self.fingerprint = dict(fingerprint)
-        self.path = None if path is None else Path(path)
-        self.interval = interval
+        self.path = None if path is None else file_path(path)
+        self.interval = real_number("interval", interval, 0)
         self.n_continued = 0
+        self._lock: Lock | None = None
         if self.path is not None:
             surface.path = self.path
-            if self.path.exists():
-                self._continue(self.path)
-            else:
-                progress_path(self.path).unlink(missing_ok=True)
-                surface._write(self.path, self.fingerprint)
+            self._lock = Lock(self.path)
+            try:
+                if self.path.exists():
+                    self._continue(self.path)
+                else:
+                    progress_path(self.path).unlink(missing_ok=True)
+                    surface._write(self.path, self.fingerprint)
+            except BaseException:
+                self._lock.release()
+                raise
+            self._lock.take()
         self._saved = time.monotonic()
 
     def _continue(self, path: Path) -> None:
         with read_hdf5(path, "surface") as file:
-            stored = read_json(file, "record/fingerprint")
+            stored = read_json(file, "record/fingerprint", dict)
         keys = dict.fromkeys([*self.fingerprint, *stored])
         differing = [key for key in keys if stored.get(key) != self.fingerprint.get(key)]
         if differing:
@@ -239,18 +300,32 @@ class SurfaceStore:
 
     def save_progress(self) -> None:
         """Write values and mask now, beside the file."""
-        if self.path is None:
+        if self.path is None or self._lock is None:
             return
+        self._lock.check()
         with write_hdf5(progress_path(self.path), "progress") as file:
             _write_values(file, self.surface.values, self.surface.done)
             write_json(file, "record/fingerprint", self.fingerprint)
         self._saved = time.monotonic()
 
-    def finish(self) -> None:
+    def save(self) -> None:
         """Write the whole surface as one file and remove the progress file."""
-        if self.path is not None:
+        if self.path is not None and self._lock is not None:
+            self._lock.check()
             self.surface._write(self.path, self.fingerprint)
             progress_path(self.path).unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Save, and close."""
+        try:
+            self.save()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let others write the file; nothing is written here."""
+        if self._lock is not None:
+            self._lock.release()
 
 
 def progress_path(path: str | os.PathLike) -> Path:
@@ -316,5 +391,50 @@ def _write_values(file: h5py.File, values: Mapping[str, Array], done: Array) -> 
     file["done"] = done
 
 
-def _read_values(file: h5py.File) -> tuple[dict[str, Array], Array]:
-    return {name: file[name][()] for name in json.loads(file.attrs["metrics"])}, file["done"][()]
+def _read_values(file: h5py.File, metrics: list[str], shape: tuple[int, ...]) -> tuple[dict[str, Array], Array]:
+    if (found := _names(file, "metrics")) != metrics:
+        raise ValueError(f"{file.filename} holds {', '.join(found)}, expected {', '.join(metrics)}: it is damaged")
+    return {name: read_array(file, name, shape) for name in metrics}, read_array(file, "done", shape, "b")
+
+
+def _names(file: h5py.File, attribute: str) -> list[str]:
+    """Return the names of axes or metrics, at least one."""
+    where = f"{file.filename}: {attribute}"
+    try:
+        names = json.loads(read_attribute(file, attribute, str))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is not the JSON that landscape writes ({error}): it is damaged") from error
+    check_value(names, [str], where)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"{where} must be one name or more, each once, got {names}: it is damaged")
+    return names
+
+
+def _read_trajectories(file: h5py.File, k: int) -> dict[str, ProjectedTrajectory]:
+    runs = {}
+    for name in read_group(file, "trajectories"):
+        group = read_group(file, f"trajectories/{name}")
+        numbers = {key: read_array(group, key, [None]) for key in ("step", "distance", "loss", "loss_on_slice")}
+        try:
+            runs[name] = ProjectedTrajectory(coordinates=read_array(group, "coordinates", [None, k]), **numbers)
+        except ValueError as error:
+            raise ValueError(f"{file.filename} is damaged: {error}") from error
+    return runs
+
+
+def _check_fits(surface: Surface, where: str) -> None:
+    """Refuse what the readers of a surface could not use: a provenance or trajectories of another structure."""
+    k, facts = len(surface.axes), json.loads(json.dumps(surface.provenance))  # as it is stored: lists, not tuples
+    check_value(facts, PROVENANCE, f"{where}: provenance")
+    for name, run in surface.trajectories.items():
+        if run.coordinates.shape[1] != k:
+            raise ValueError(f"{where}: trajectory {name!r} has {run.coordinates.shape[1]} coordinates for {k} axes")
+    for key in ("axes", "gram"):
+        if facts.get(key) and len(facts[key]) != k:
+            raise ValueError(f"{where}: its provenance has {key} for {len(facts[key])} axes, it has {k}")
+    if any(len(row) != k for row in facts.get("gram") or []):
+        raise ValueError(f"{where}: its provenance has a gram matrix that is not square")
+    for entry in facts.get("parameters", []):
+        if len(entry) != 2:
+            raise ValueError(f"{where}: its provenance has parameters that are not pairs of name and shape")
+        check_value({"name": entry[0], "shape": entry[1]}, {"name": str, "shape": [int]}, f"{where}: parameters")

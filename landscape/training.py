@@ -8,9 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from landscape import __version__, checkpoint, optimizers
+from landscape.arguments import expect, folder_path, json_text, real_number, whole_number
+from landscape.contents import Number, check_value
+from landscape.interruption import Stopped, interrupt_between_steps
+from landscape.lock import Lock
 from landscape.losses import Metric, describe_callable
 from landscape.objective import Objective
 from landscape.recorder import Recorder
-from landscape.session import Order, Session, interrupt_between_steps
+from landscape.session import Order, Session, read_state
 from landscape.shards import shard_folder
 
 log = logging.getLogger(__name__)
@@ -122,6 +125,7 @@ def train(
     Raises:
         ValueError: An argument is not valid, or the folder holds a run with other data, parameters or settings; the
             message names the difference.
+        BlockingIOError: Another process trains in the folder.
 
     Example:
         >>> run = train(model, (x, y), optimizer="adam", batch_size=32, folder="runs/a")  # doctest: +SKIP
@@ -135,6 +139,10 @@ def train(
         batch_size = whole_number("batch_size", batch_size, 1)
     if record_unit not in ("epoch", "step"):
         raise ValueError(f"record_unit must be 'epoch' or 'step', got {record_unit!r}")
+    interval = real_number("interval", interval, 0)
+    if arguments is not None:
+        expect("arguments", arguments, Mapping, "arguments of landscape.models.build by name")
+    json_text("name and arguments", [name, dict(arguments or {})])
     factor = optimizers.schedule_function(schedule)
     optimizer_class, optimizer_arguments = optimizers.choose(
         optimizer, learning_rate=learning_rate, weight_decay=weight_decay, options=options
@@ -157,56 +165,60 @@ def train(
     session = Session(
         network, objective, forward, optimizer_class(list(trained.values()), **optimizer_arguments), order, seed
     )
-    path = None if folder is None else Path(folder)
-    if path is not None:
-        if (path / _CHECKPOINT).exists() and not (path / _STATE).exists():
-            return _finished_run(path, network, identity)
-        _open(path, session, identity)
-
-    total = epochs * order.n_steps
-    bar = tqdm(total=total, initial=session.step, desc="training", unit="step", disable=not progress)
-    info = {"training": identity, "name": name, "arguments": dict(arguments or {})}
-    with ExitStack() as stack:
-        stack.enter_context(bar)
+    path = None if folder is None else folder_path(folder)
+    if path is not None and _is_finished(path):
+        return _finished_run(path, network, identity)
+    with nullcontext() if path is None else Lock(path / _CHECKPOINT):
         if path is not None:
-            every = record_every * (order.n_steps if record_unit == "epoch" else 1)
-            recorder = Recorder(path / _TRAJECTORY, network, every=every, step=session.step, info=info)
-            stack.enter_context(recorder)
-        interrupted = stack.enter_context(interrupt_between_steps()) if path is not None else []
-        due = time.perf_counter() + interval
-        for values in session.steps(total, factor):
-            bar.set_postfix(loss=f"{values.get('loss', values['batch_loss']):.4g}", refresh=False)
-            bar.update()
-            if path is None:
-                continue
-            recorder.step(**values)
-            begin = time.perf_counter()
-            if begin >= due or interrupted:
-                recorder.flush()  # first, so that no row is missing when the run continues from this state
-                session.save(path / _STATE, identity)
-                end = time.perf_counter()
-                due = end + max(interval, (end - begin) / _SHARE_OF_SAVING)
-            if interrupted:
-                raise KeyboardInterrupt(f"the state is in {path}: the same call continues after step {session.step}")
-    if session.diverged:
-        log.warning(
-            "stopped after step %d of %d: the loss is %s; a smaller learning rate may help",
-            session.step,
-            total,
-            session.history["loss"][-1],
-        )
-    network.zero_grad(set_to_none=True)
-    if path is not None:
-        record = {
-            "history": session.history,
-            "data": objective.settings()["data"],
-            "seconds": session.seconds,
-            "versions": _versions(),
-        }
-        checkpoint.save(
-            path / _CHECKPOINT, network, name=name, arguments=arguments, info={"training": identity, **record}
-        )
-        (path / _STATE).unlink()
+            if _is_finished(path):  # by another process, a moment ago
+                return _finished_run(path, network, identity)
+            _open(path, session, identity)
+
+        total = epochs * order.n_steps
+        bar = tqdm(total=total, initial=session.step, desc="training", unit="step", disable=not progress)
+        info = {"training": identity, "name": name, "arguments": dict(arguments or {})}
+        with ExitStack() as stack:
+            stack.enter_context(bar)
+            if path is not None:
+                every = record_every * (order.n_steps if record_unit == "epoch" else 1)
+                recorder = Recorder(path / _TRAJECTORY, network, every=every, step=session.step, info=info)
+                stack.enter_context(recorder)
+            interrupted = stack.enter_context(interrupt_between_steps()) if path is not None else []
+            due = time.perf_counter() + interval
+            for values in session.steps(total, factor):
+                bar.set_postfix(loss=f"{values.get('loss', values['batch_loss']):.4g}", refresh=False)
+                bar.update()
+                if path is None:
+                    continue
+                recorder.step(**values)
+                begin = time.perf_counter()
+                if begin >= due or interrupted:
+                    recorder.flush()  # first, so that no row is missing when the run continues from this state
+                    session.save(path / _STATE, identity)
+                    end = time.perf_counter()
+                    due = end + max(interval, (end - begin) / _SHARE_OF_SAVING)
+                if interrupted:
+                    text = f"the state is in {path}: the same call continues after step {session.step}"
+                    raise Stopped(interrupted[0], text)
+        if session.diverged:
+            log.warning(
+                "stopped after step %d of %d: the loss is %s; a smaller learning rate may help",
+                session.step,
+                total,
+                session.history["loss"][-1],
+            )
+        network.zero_grad(set_to_none=True)
+        if path is not None:
+            record = {
+                "history": session.history,
+                "data": objective.settings()["data"],
+                "seconds": session.seconds,
+                "versions": _versions(),
+            }
+            checkpoint.save(
+                path / _CHECKPOINT, network, name=name, arguments=arguments, info={"training": identity, **record}
+            )
+            (path / _STATE).unlink()
     return Run(network.eval(), _arrays(session.history), path, session.seconds)
 
 
@@ -221,11 +233,11 @@ def read_history(folder: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: There is no run.
-        ValueError: The checkpoint in the folder was not written by `train`.
+        ValueError: A file is damaged, or the checkpoint in the folder was not written by `train`.
     """
     path = Path(folder)
     if (path / _STATE).exists():
-        return _arrays(torch.load(path / _STATE, map_location="cpu", weights_only=True)["history"])
+        return _arrays(read_state(path / _STATE)["history"])
     if not (path / _CHECKPOINT).exists():
         raise FileNotFoundError(f"no training run in {path}: expected {_CHECKPOINT} or {_STATE} there")
     return _arrays(_read_finished(path).info["history"])
@@ -262,7 +274,7 @@ def _open(path: Path, session: Session, identity: dict[str, Any]) -> None:
     """Continue the run that a folder holds, or begin one there."""
     trajectory = path / _TRAJECTORY
     if (path / _STATE).exists():
-        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        state = read_state(path / _STATE)
         _check_same(path, json.loads(state["identity"]), identity)
         session.load(state)
     elif trajectory.exists() or shard_folder(trajectory).exists():
@@ -276,6 +288,10 @@ def _open(path: Path, session: Session, identity: dict[str, Any]) -> None:
         shutil.rmtree(shard_folder(trajectory), ignore_errors=True)
 
 
+def _is_finished(path: Path) -> bool:
+    return (path / _CHECKPOINT).exists() and not (path / _STATE).exists()
+
+
 def _finished_run(path: Path, network: nn.Module, identity: dict[str, Any]) -> Run:
     stored = _read_finished(path)
     _check_same(path, stored.info["training"], identity)
@@ -287,6 +303,8 @@ def _read_finished(path: Path) -> checkpoint.Checkpoint:
     stored = checkpoint.read(path / _CHECKPOINT)
     if "training" not in stored.info:
         raise ValueError(f"{path / _CHECKPOINT} was not written by a training run: choose another folder")
+    pattern = {"training": dict, "history": {"*": [Number]}, "seconds": Number}
+    check_value(stored.info, pattern, str(path / _CHECKPOINT))
     return stored
 
 
@@ -320,14 +338,3 @@ def _digest(network: nn.Module) -> str:
 
 def _versions() -> dict[str, str]:
     return {"landscape": __version__, "torch": torch.__version__, "numpy": np.__version__}
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """Return an argument as an int of at least `least`.
-
-    Raises:
-        ValueError: It is not one; the message names it.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    return int(value)

@@ -4,17 +4,21 @@ Theta of a trajectory is `[t, p]` and may be larger than memory: rows, blocks of
 are asked for.
 """
 
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from landscape.checkpoint import first_names, read, state_for
+from landscape.contents import dataset
+from landscape.lock import Lock
 from landscape.parameters import Layout, Selection
 from landscape.shards import (
     Header,
@@ -61,7 +65,7 @@ class Trajectory:
             ValueError: A file is damaged, is no trajectory, or rows are missing.
         """
         path = Path(path)
-        segments = find_segments(path)
+        segments = find_segments(path) if path.name else []
         if not segments:
             raise FileNotFoundError(f"no trajectory {path}")
         header = read_header(segments[-1].file)
@@ -96,12 +100,13 @@ class Trajectory:
         return self._buffers.unflatten(torch.from_numpy(self._row("buffers", i))) if self._buffers.names else {}
 
     def _row(self, name: str, i: int) -> np.ndarray:
+        i = operator.index(i)
         if not -len(self) <= i < len(self):
             raise IndexError(f"checkpoint {i} of a trajectory of {len(self)}")
         i %= len(self)
         segment = next(s for s in self._segments if i < s.stop)
         with read_hdf5(segment.file) as file:
-            return file[name][i - segment.first]
+            return _rows(file, name, (i - segment.first,))
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Read the entries `start` to `stop - 1` of theta of all checkpoints, and only these.
@@ -112,12 +117,13 @@ class Trajectory:
         Raises:
             ValueError: Not `0 <= start <= stop <= p`.
         """
+        start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self.p:
             raise ValueError(f"columns need 0 <= start <= stop <= {self.p}, got {start} and {stop}")
         parts = []
         for segment in self._segments:
             with read_hdf5(segment.file) as file:
-                parts.append(file["theta"][: segment.stop - segment.first, start:stop])
+                parts.append(_rows(file, "theta", (slice(segment.stop - segment.first), slice(start, stop))))
         return np.concatenate(parts)
 
     def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -135,6 +141,13 @@ class Trajectory:
         for start in range(0, self.p, width):
             stop = min(start + width, self.p)
             yield start, stop, self.columns(start, stop)
+
+
+def _rows(file: h5py.File, name: str, place: tuple[int | slice, ...]) -> np.ndarray:
+    try:
+        return dataset(file, name, [None, None], "f")[place]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{file.filename} is damaged: {name} cannot be read ({error})") from error
 
 
 def gather(
@@ -173,7 +186,7 @@ def gather(
         header = _header_of(files[0], info)
     else:
         raise ValueError(f"select={select!r} needs a model")
-    with write_hdf5(path, "trajectory") as out:
+    with Lock(path), write_hdf5(path, "trajectory") as out:
         theta, buffers = create_rows(out, header, np.arange(len(files)), {})
         for i, file in enumerate(files):
             state = read(file).state

@@ -8,6 +8,8 @@ again.
 import io
 import logging
 import os
+import secrets
+import shutil
 import signal
 import tempfile
 import threading
@@ -16,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,12 +27,15 @@ from typing import IO, Any, Protocol
 
 import cloudpickle
 import torch
+from filelock import FileLock, Timeout
 from loky.process_executor import ProcessPoolExecutor
 
 log = logging.getLogger(__name__)
 
 Make = Callable[[str | None], Callable[[Any], Any]]
 _QUEUED = 2  # tasks that a worker has at a time, so that it need not wait for the next one
+_PREFIX = "landscape-workers-"  # of folders for temporary files
+_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none
 _MAX_DEATHS = 3  # of one worker without a result in between
 
 
@@ -113,6 +118,11 @@ class LocalThreads:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
                         yield future.result()
+            except KeyboardInterrupt:  # threads end in their own time, after what is done has been stored
+                for future in running:
+                    future.cancel()
+                running = set()
+                raise
             finally:
                 for future in running:
                     future.cancel()
@@ -161,8 +171,8 @@ class LocalWorkers:
         Raises:
             RuntimeError: A worker dies again and again.
         """
-        with tempfile.TemporaryDirectory(prefix="landscape-") as folder:
-            path = Path(folder) / "work"
+        with _folder() as folder:
+            path = folder / "work"
             with path.open("wb") as file:
                 pack(make, file)
             waiting = deque(range(len(tasks)))
@@ -193,9 +203,10 @@ class LocalWorkers:
                     if slot not in self._executors:
                         self._executors[slot] = ProcessPoolExecutor(max_workers=1)
                     i = waiting.popleft()
-                    future = self._executors[slot].submit(
-                        _do, os.getpid(), os.fspath(path), device, self.threads, tasks[i]
-                    )
+                    with _without_ctrl_c():
+                        future = self._executors[slot].submit(
+                            _do, os.getpid(), os.fspath(path), device, self.threads, tasks[i]
+                        )
                     running[future] = slot, i
 
     def _bury(self, slot: int, deaths: dict[int, int], error: BrokenProcessPool) -> None:
@@ -219,6 +230,8 @@ def open_workers(workers: int | str | Sequence[str] | Workers, stack: ExitStack)
         return ThisProcess()
     if isinstance(workers, int | str | Sequence):
         return stack.enter_context(LocalWorkers(workers))
+    if not hasattr(workers, "run"):
+        raise TypeError(f"workers must be a number, devices such as 'cuda:0', or workers, got {workers!r}")
     return workers
 
 
@@ -265,6 +278,11 @@ def _devices(workers: int | str | Sequence[str]) -> list[str | None]:
     n_gpus = torch.cuda.device_count()
     devices = [f"cuda:{i}" for i in range(n_gpus)] if workers == "cuda" else workers
     devices = [devices] if isinstance(devices, str) else list(devices)
+    for device in devices:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"workers has no device {device!r}: give a number, 'cuda', or such as 'cuda:0'") from error
     missing = [device for device in devices if (torch.device(device).index or 0) >= n_gpus and "cuda" in device]
     if missing or not devices:
         raise ValueError(f"device(s) {', '.join(missing) or workers} asked for, but this machine has {n_gpus} GPU(s)")
@@ -281,17 +299,52 @@ def _do(parent: int, path: str, device: str | None, threads: int | None, task: A
         if threads is not None:
             torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-        _end_with(parent)
+        if _HAS_MASKS:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # for processes that the work starts
+        _end_with(parent, Path(path).parent)
         _made[path] = unpack(path)(device)
     return _made[path](task)
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed without a chance to say so."""
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let processes that are started here never see Ctrl-C, which a terminal sends to all; here it waits a moment."""
+    if not _HAS_MASKS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Make a folder for what workers read; remove it afterwards, and those that killed processes left."""
+    shared = Path(tempfile.gettempdir())
+    for old in shared.glob(f"{_PREFIX}*.lock"):
+        with suppress(OSError, Timeout), FileLock(old, timeout=0):  # of another user, or in use
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+            old.unlink(missing_ok=True)
+    folder = shared / f"{_PREFIX}{secrets.token_hex(8)}"
+    lock = folder.with_suffix(".lock")
+    with FileLock(lock):  # first, so that there never is a folder that others take for an old one
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _end_with(parent: int, folder: Path) -> None:
+    """End this process soon after its parent, which may be killed without a chance to tidy up."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(0.3)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     if "landscape-watch" not in (thread.name for thread in threading.enumerate()):

@@ -1,6 +1,8 @@
 """What the tests share: two threads at most, and small problems with known answers."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,4 +19,29 @@ def real_data():
     folder = os.environ.get("LANDSCAPE_DATA")
     if not folder:
         pytest.skip("LANDSCAPE_DATA does not name a folder with MNIST and CIFAR-10")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Let the scripts be imported as they see each other when they are run: `lecture`, `lecture_figures`."""
+    folder = str(Path(__file__).parents[1] / "scripts")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def lecture_folder(tmp_path_factory):
+    """A function from a lecture figure, such as `"L7"`, to the folder where `--quick --data digits` stores it.
+
+    Tests of the group `lecture` run in one process, so that each figure is computed once.
+    """
+    out = tmp_path_factory.mktemp("lecture", numbered=False)
+
+    def folder(key):
+        path = out / "_runs" / "quick_without_mnist_without_cifar10" / key
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     return folder

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from landscape.data import Dataset, load
+from landscape.hessian import Hessian
 from landscape.models import build
 from landscape.objective import Objective
 
@@ -138,7 +139,7 @@ def test_the_loop_ends_where_restarts_end(monkeypatch):
     study = replace(restarts.STUDIES["digits"], n_samples=150, epochs=2)
     monkeypatch.setitem(restarts.STUDIES, "digits", study)
     restarts.prepared.cache_clear()
-    together = restarts.together("digits", 3, "own")
+    together = restarts.together("digits", 3, "own", range(3))
     np.testing.assert_allclose(restarts.share("digits", 3, range(3)), together, rtol=1e-5)
     np.testing.assert_allclose(restarts.share("digits", 3, range(1, 2)), together[1:2], rtol=1e-5)
     restarts.prepared.cache_clear()
@@ -151,7 +152,7 @@ def test_hessian_contenders_agree():
     data = load("digits", limit=40)
     objective = Objective(model, data, metrics={}, dtype=torch.float64)
     p = objective.layout.p
-    hessian = objective.hessian_products(objective.origin, torch.eye(p, dtype=torch.float64))
+    hessian = Hessian(objective).products(torch.eye(p, dtype=torch.float64))
     expected = torch.linalg.eigvalsh(hessian).flip(0)[:2]
     for name in CONTENDERS.keys() - MISSING:
         values, n_products = CONTENDERS[name](model, data, 2)

@@ -97,7 +97,7 @@ class TestIndex:
         for below in (0, 100):
             with pytest.raises(ValueError, match="not finite"):
                 index(objective, torch.tensor([-1.0, 0.0]), dense_below=below)
-        with pytest.raises(ValueError, match="tol must not be negative"):
+        with pytest.raises(ValueError, match="tol must be a finite number, 0 or more"):
             index(objective, tol=-1.0)
 
     def test_a_wrong_second_derivative_is_noticed(self):

@@ -217,5 +217,5 @@ def test_questions_that_make_no_sense(xor):
         identify(theta, np.zeros(3), symmetries=xor)
     with pytest.raises(ValueError, match="8 entries"):
         identify(theta[:, :8], np.zeros(2), symmetries=xor)
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="above 0, got 0"):
         identify(theta, np.zeros(2), symmetries=xor, tolerance=0)

@@ -267,7 +267,7 @@ def test_directions_in_numeric_order(tmp_path):
             group, start = file.create_group(name), 0
             for i, (_, shape) in enumerate(SHAPES):
                 size = int(np.prod(shape))
-                group.create_dataset(str(i), data=sign * theta[start : start + size].reshape(shape))
+                group.create_dataset(str(i), data=(sign * theta[start : start + size]).reshape(shape))
                 start += size
         file["explained_variance_ratio_"] = np.array([0.8, 0.1])
     directions, info = read_li_directions(tmp_path / "d.h5", SHAPES)

@@ -13,13 +13,14 @@ PACKAGE = Path(landscape.__file__).parent
 
 # From top to bottom: each may import those before it. Lines are the stages of the data's way through the package.
 ORDER = [
-    *("storage", "rows", "parameters", "workers", "cluster"),
+    *("arguments", "contents", "output", "storage", "lock", "interruption", "rows", "parameters", "workers", "cluster"),
     *("data.trees", "data.formats", "data.files", "data.sets", "data.batches", "data"),
-    *("losses", "program", "objective", "checkpoint", "shards", "trajectory", "recorder"),
+    *("losses", "program", "objective", "gradients", "differences", "checkpoint", "shards", "trajectory", "recorder"),
     *("optimizers", "session", "training", "stack", "group", "ensemble"),
+    *("computation", "backpropagation"),
     *("slice", "directions"),
     *("surface", "sanity", "study"),
-    *("topology.tree", "topology.noise", "topology.result", "topology.analysis", "topology"),
+    *("topology.tree", "topology.noise", "topology.result", "topology.analysis", "topology.descents", "topology"),
     *("evaluation.grid", "evaluation.graph", "evaluation.kernel", "evaluation.narrow", "evaluation.stage"),
     *(
         "evaluation.layers",
@@ -31,7 +32,7 @@ ORDER = [
     ),
     *("evaluation.preview", "evaluation.tuning", "evaluation.plan", "evaluation.question", "evaluation.audit"),
     *("evaluation.spread", "evaluation.run", "evaluation"),
-    *("lanczos", "curvature", "critical", "restarts"),
+    *("hessian", "lanczos", "curvature", "critical", "restarts"),
     *("symmetry.units", "symmetry.layers", "symmetry.follow", "symmetry.group", "symmetry.alignment", "symmetry"),
     *("barriers", "connectivity", "minima.identify", "minima.newton", "minima.polish", "minima.certify"),
     *("catalog", "minima.survey"),
@@ -39,16 +40,29 @@ ORDER = [
     *("interchange", "mesh"),
     *("statistics.tables", "statistics.volumes", "statistics.hits", "statistics.samples", "statistics.comparison"),
     *("statistics.overlap", "statistics.variation", "statistics"),
-    *("figures.style", "figures.image", "figures.grid", "figures.marks", "figures.contour"),
+    *("figures.style", "figures.page", "figures.image", "figures.grid", "figures.marks", "figures.contour"),
     *("figures.line", "figures.surface3d", "figures.volume", "figures.basins", "figures.minima"),
     *("figures.persistence", "figures.merge_tree", "figures.minima_count", "figures.topology"),
     "figures.*",
     *("figures", "comparison.finding", "comparison.runs", "comparison.training", "comparison.minima", "comparison"),
     *("report", "demo"),
-    *("cli.networks", "cli.studies", "cli.files", "cli.topology", "cli", "__main__"),
+    *("cli.texts", "cli.networks", "cli.studies", "cli.files", "cli.topology", "cli", "__main__"),
 ]
 TORCH_FREE = [
-    *("storage", "rows", "surface", "sanity", "study", "catalog", "topology", "barriers", "statistics"),
+    *(
+        "contents",
+        "storage",
+        "lock",
+        "rows",
+        "computation",
+        "surface",
+        "sanity",
+        "study",
+        "catalog",
+        "topology",
+        "barriers",
+        "statistics",
+    ),
     *("interchange", "mesh", "figures", "comparison", "report"),
 ]
 USE_MODELS = {"demo", "cli.networks"}

@@ -36,7 +36,7 @@ class TestBudget:
         assert memory_budget(8 * GIB) == 3 * GIB
         monkeypatch.setattr(memory, "free_memory", lambda device: None)
         assert memory_budget(8 * GIB) == 8 * GIB
-        with pytest.raises(ValueError, match="from 1 on, got 0"):
+        with pytest.raises(ValueError, match="1 or more, got 0"):
             memory_budget(0)
 
     def test_this_machine_says_what_is_free(self):

@@ -124,10 +124,10 @@ def test_volume_gaps_are_hidden_cells(tmp_path, suffix):
         ("m.vtr", {}, r"2 axes as '.vtr': planes go to .vtp, .stl, .obj, .ply, volumes to .vti, .vtr"),
         ("m", {}, "a file without suffix"),
         ("m.stl", {"scale": "sqrt"}, "scale is 'sqrt'"),
-        ("m.stl", {"height": 0.0}, "height is 0.0"),
-        ("m.stl", {"height": float("nan")}, "height is nan"),
+        ("m.stl", {"height": 0.0}, "height must be a finite number, above 0, got 0.0"),
+        ("m.stl", {"height": float("nan")}, "height must be a finite number, above 0, got nan"),
         ("m.stl", {"metric": "accuracy"}, "no metric 'accuracy'"),
-        ("m.stl", {"scale": "log", "ceiling": -1.0}, "needs positive values, the lowest is -1"),
+        ("m.stl", {"scale": "log", "ceiling": -1.0}, "must lie above the lowest loss"),
     ],
 )
 def test_export_arguments(tmp_path, name, options, message):

@@ -72,58 +72,6 @@ def test_gradient_agrees_with_backward_on_all_data():
     torch.testing.assert_close(objective.gradient(objective.origin), expected, rtol=1e-12, atol=1e-14)
 
 
-class TestHessianProducts:
-    def products(self, data=DATA, model=None, m=3, **options):
-        objective = Objective(model or network(), data, dtype=torch.float64, **options)
-        vectors = torch.randn(m, objective.layout.p, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        return objective, vectors, objective.hessian_products(objective.origin + 0.1, vectors)
-
-    @pytest.mark.parametrize("chunk_size", [7, 50])
-    def test_agree_with_differences_of_the_gradient(self, chunk_size):
-        objective, vectors, products = self.products(chunk_size=chunk_size)
-        theta, h = objective.origin + 0.1, 1e-5
-        for vector, product in zip(vectors, products, strict=True):
-            ahead, behind = (objective.gradient(theta + step * vector) for step in (h, -h))
-            torch.testing.assert_close(product, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-8)
-
-    def test_are_means_over_samples_whatever_the_batches_and_sums_where_the_loss_is_one(self):
-        x, y = DATA
-        _, _, whole = self.products(chunk_size=50)
-        _, _, cut = self.products([(x[:20], y[:20]), (x[20:], y[20:])], chunk_size=7)
-        torch.testing.assert_close(cut, whole, rtol=1e-11, atol=1e-13)
-        _, _, summed = self.products(loss=nn.CrossEntropyLoss(reduction="sum"), reduction="sum", chunk_size=7)
-        torch.testing.assert_close(summed, 50 * whole, rtol=1e-11, atol=1e-12)
-
-    def test_batch_norm_policies_are_those_of_the_gradient(self):
-        results = {}
-        for policy in ("frozen", "recalibrated", "batch"):
-            objective, vectors, products = self.products(model=normed(), batch_norm=policy)
-            ahead, behind = (objective.gradient(objective.origin + 0.1 + s * vectors[0]) for s in (1e-6, -1e-6))
-            torch.testing.assert_close(products[0], (ahead - behind) / 2e-6, rtol=1e-4, atol=1e-6)
-            results[policy] = products
-        assert torch.equal(results["frozen"], results["recalibrated"])
-        assert not torch.allclose(results["frozen"], results["batch"])
-
-    def test_of_a_loss_that_is_linear_in_all_or_some_parameters_are_zero_there(self):
-        linear = Objective(TwoParameters(), one_sample(), loss=lambda o, t: 2 * o[:, 0] + o[:, 1])
-        assert linear.hessian_products(linear.origin, torch.ones(2, 2)).tolist() == [[0, 0], [0, 0]]
-        partly = Objective(TwoParameters(), one_sample(), loss=lambda o, t: o[:, 0] ** 2 + o[:, 1])
-        assert partly.hessian_products(partly.origin, torch.ones(1, 2)).tolist() == [[2, 0]]
-
-    def test_leave_model_and_random_state_alone(self):
-        model = normed().train()
-        before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-        self.products(model=model, batch_norm="batch")
-        assert torch.equal(torch.get_rng_state(), state)
-        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-        assert all(parameter.grad is None for parameter in model.parameters())
-
-    def test_vectors_of_another_shape_are_refused(self):
-        objective = Objective(network(), DATA)
-        with pytest.raises(ValueError, match=r"need shape \[m, 51\], got \(51,\)"):
-            objective.hessian_products(objective.origin, objective.origin)
-
-
 def test_the_users_model_and_the_random_state_are_untouched():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
     model[0].bias.requires_grad_(False)

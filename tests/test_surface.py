@@ -19,7 +19,8 @@ def plane():
     surface.done[:] = True
     surface.origin, surface.directions = np.arange(3.0), np.ones((2, 3))
     surface.provenance = {"plan": {"name": "reference"}, "text": "<µ>"}
-    surface.trajectories["run"] = ProjectedTrajectory(*(np.arange(3.0) for _ in range(5)))
+    t = np.arange(3.0)
+    surface.trajectories["run"] = ProjectedTrajectory(t, np.stack([t, t], axis=1), t, t, t)
     return surface
 
 

@@ -1,7 +1,8 @@
 """The command line: parse, call one public function, say where the result is.
 
 Exit code 0: done. 1: a fault of the machine or of landscape. 2: a mistake in the call, said in one line with the
-remedy. 130: interrupted, state saved. A traceback only with `--debug`.
+remedy. 130: stopped by Ctrl-C, 143: by SIGTERM, 129: by the end of the terminal; what was done is stored. A traceback
+only with `--debug`.
 """
 
 import argparse
@@ -10,11 +11,19 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import landscape
 from landscape.cli import files, networks, studies, topology
+from landscape.cli.texts import Printable
+from landscape.interruption import Stopped, stoppable
 
-_MISTAKES = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, ImportError, IsADirectoryError)
+_CONTINUED = ("demo", "train", "surface", "restarts", "minima")  # by the same command
+_MISTAKES = (
+    *(ValueError, TypeError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError),
+    *(NotADirectoryError, PermissionError),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,20 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        options.run(options)
-    except KeyboardInterrupt:
-        print("interrupted; what was done is saved: run the same command again to go on", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if options.debug:
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"landscape {options.command}: {text}", file=sys.stderr)
-        return 2 if isinstance(error, _MISTAKES) else 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with stoppable(lambda number: _say_stopped(options)) as signals:
+        try:
+            with redirect_stdout(Printable(sys.stdout)):  # type: ignore[type-var]
+                options.run(options)
+        except KeyboardInterrupt as error:
+            _say_stopped(options)
+            return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+        except Exception as error:
+            if signals:  # compiled code may turn an interruption into an error of its own
+                _say_stopped(options)
+                return 128 + signals[0]
+            if options.debug:
+                raise
+            text = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (*_MISTAKES, OSError)):
+                text = f"{type(error).__name__}: {text} (--debug shows where)"
+            print(f"landscape {options.command}: {text}", file=Printable(sys.stderr))
+            return 2 if isinstance(error, _MISTAKES) else 1
     return 0
 
 
@@ -65,6 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Let SIGTERM save what was done, like Ctrl-C."""
-    raise KeyboardInterrupt
+def _say_stopped(options: argparse.Namespace) -> None:
+    """Say in one line what a stopped command leaves, and how to go on."""
+    out = getattr(options, "out", None)
+    if options.command not in _CONTINUED:
+        text = "stopped: run the same command again"
+    elif out is None or not (out.exists() or Path(f"{out}.parts").exists()):
+        text = "stopped before anything was stored: run the same command again"
+    else:
+        text = f"stopped; what is done is stored in {out}: run the same command again to go on"
+    print(f"\n{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)  # not behind a progress bar

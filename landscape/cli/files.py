@@ -94,15 +94,17 @@ def _describe_surface(path: Path) -> Iterator[tuple[str, str]]:
     facts = surface.provenance
     shape = " x ".join(map(str, surface.shape))
     yield "surface", f"{shape} points of {', '.join(surface.values)}"
-    labels = [axis["label"] for axis in facts.get("axes", [])] or [""] * len(surface.axes)
+    labels = [axis.get("label") or "" for axis in facts.get("axes", [])] or [""] * len(surface.axes)
     for (name, axis), label in zip(surface.axes.items(), labels, strict=True):
         yield f"axis {name}", f"{axis[0]:.4g} to {axis[-1]:.4g}, {len(axis)} points; {label}".rstrip("; ")
     settings = facts.get("settings", {})
-    if settings:
-        sets = [f"{name}: {entry['n_samples']:,} of {entry['name']}" for name, entry in settings["data"].items()]
+    if {"model", "n_parameters", "dtype"} <= settings.keys():
         yield "network", f"{settings['model']}, {settings['n_parameters']:,} parameters, {settings['dtype']}"
-        yield "data", "; ".join(sets)
+    if "data" in settings:
+        yield "data", "; ".join(f"{name}: {_n_of(entry)}" for name, entry in settings["data"].items())
+    if "batch-norm policy" in settings:
         yield "batch norm", settings["batch-norm policy"]
+    if "metrics" in settings:
         yield "metrics", "; ".join(f"{name} = {function}" for name, function in settings["metrics"].items())
     if "slice" in facts:
         simple = {key: value for key, value in facts["slice"].items() if isinstance(value, int | float | str)}
@@ -114,6 +116,11 @@ def _describe_surface(path: Path) -> Iterator[tuple[str, str]]:
         yield "created", facts["created"]
     for finding in findings(surface):
         yield ("!" if finding.warning else "") + finding.label, finding.text
+
+
+def _n_of(entry: dict) -> str:
+    n = f"{entry['n_samples']:,} of " if "n_samples" in entry else ""
+    return f"{n}{entry.get('name', 'unnamed data')}"
 
 
 def _describe_trajectory(path: Path) -> Iterator[tuple[str, str]]:
@@ -247,7 +254,7 @@ def kind_of(path: Path) -> str:
     if not path.exists() and Path(f"{path}.parts").is_dir():
         return "trajectory"  # still being recorded
     with read_hdf5(path) as file:
-        kind = file.attrs["landscape_kind"]
+        kind = str(file.attrs["landscape_kind"])
     if kind not in ("surface", "trajectory"):
         raise ValueError(f"{path} holds a {kind}, expected a surface, a trajectory or a checkpoint")
     return kind

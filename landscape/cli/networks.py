@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from landscape.arguments import expect, whole_number
+
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 
 
@@ -70,6 +72,7 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from landscape import checkpoint
+    from landscape.program import check_device
     from landscape.training import train
 
     data, test = load_data(options)
@@ -78,6 +81,7 @@ def _train(options: argparse.Namespace) -> None:
     model, name, arguments = new_model(options.model, assignments(options.set), data, options.seed)
     if options.init:
         checkpoint.load_state(model, options.init)
+    check_device(options.device)
     run = train(
         model.to(options.device),
         data,
@@ -197,8 +201,8 @@ def _surface(options: argparse.Namespace) -> None:
     if options.audit is not None and options.audit < 3:
         raise ValueError(f"--audit needs at least 3 points: the center, the lowest and a corner; got {options.audit}")
     memory = _n_bytes(options.memory)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(whole_number("--threads", options.threads, 1))
     stored = checkpoint.read(options.checkpoint)
     data, test = load_data(options, stored.info.get("data"))
     model = _stored_model(options, stored, data)
@@ -317,11 +321,15 @@ def load_data(options: argparse.Namespace, trained_on: Mapping[str, Any] | None 
 
 def new_model(name: str, arguments: dict, data: Any, seed: int | None) -> tuple[Any, str, dict]:
     """Build a network; input shape and number of classes are taken from a named data set."""
+    from torch.nn import Module
+
     from landscape import models
     from landscape.data import Dataset
 
     if ":" in name:
-        return import_function(name)(**arguments), name, arguments
+        network = import_function(name)(**arguments)
+        expect(f"what {name} returns", network, Module, "a network (torch.nn.Module)")
+        return network, name, arguments
     if isinstance(data, Dataset):
         arguments = {"input_shape": list(data.inputs.shape[1:]), "classes": data.classes, **arguments}
     return models.build(name, seed=seed, **arguments), name, arguments

@@ -2,12 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 
+from landscape.arguments import expect
 from landscape.catalog import Catalog
 from landscape.comparison.finding import CHAPTERS, Finding
 from landscape.comparison.minima import how_found_compare, how_minima_are_connected, what_they_found
 from landscape.comparison.runs import gather_runs, study_of
 from landscape.comparison.training import how_runs_ended, how_settings_compare, what_was_run
+from landscape.contents import Number, check_value
 from landscape.study import Study
+
+_STUDY = {
+    "settings": {
+        **{"model": str, "n_parameters": int, "metrics": {"loss": str}},
+        "data": {"*": {"name": str, "n_samples": int}},
+    },
+    "info?": dict,
+    **{"created": str, "versions": {"landscape": str}},
+}
+_CATALOG = {"settings": {"batch-norm policy": str}, "question": {"gtol": Number, "study": dict}}
 
 
 def compare_studies(
@@ -21,12 +33,18 @@ def compare_studies(
         level: Of all intervals.
 
     Raises:
-        ValueError: No study, a catalog of another study, two of one, or barriers of other minima.
+        ValueError: No study, a catalog of another study, two of one, barriers of other minima, or a file that does not
+            say what is needed of how it was made.
 
     Example:
         >>> for finding in compare_studies({"digits": Study.load("study.h5")}):  # doctest: +SKIP
         ...     print(finding.title, finding.text)
     """
+    for name, study in studies.items():
+        expect(f"study {name!r}", study, Study, "a Study (Study.load reads its file)")
+        check_value(study.provenance, _STUDY, f"{study.path}: provenance")
+    for catalog in catalogs:
+        check_value(catalog.provenance, _CATALOG, f"{catalog.path}: provenance")
     owners = [study_of(catalog, studies) for catalog in catalogs]
     if len(set(owners)) < len(owners):
         raise ValueError(f"two catalogs of one study: {', '.join(str(catalog.path) for catalog in catalogs)}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from landscape.comparison.finding import CHAPTERS, Finding, number, p_value, with_interval
 from landscape.comparison.runs import Quantity, Runs
+from landscape.contents import check_value
 from landscape.figures.distributions import plot_distributions
 from landscape.figures.loss_curves import plot_loss_curves, quartile_curves
 from landscape.figures.pairwise import plot_pairwise
@@ -26,8 +27,8 @@ def what_was_run(runs: Runs) -> Iterator[Finding]:
     rows = []
     for i, (name, entry) in enumerate(zip(runs.groups, entries, strict=True)):
         row = {key.replace("_", " "): entry[key] for key in _SETTINGS if key in entry}
-        row["batch size"] = entry["batch_size"] or "all"
-        row["options"] = ", ".join(f"{key}={value}" for key, value in entry["options"].items()) or "none"
+        row["batch size"] = entry.get("batch_size") or "all"
+        row["options"] = ", ".join(f"{key}={value}" for key, value in entry.get("options", {}).items()) or "none"
         rows.append({"settings": name, **row, "runs": int((runs.group == i).sum())})
     varied = [key for key in rows[0] if key in ("settings", "runs") or len({str(row[key]) for row in rows}) > 1]
     fixed = ", ".join(f"{key} {rows[0][key]}" for key in rows[0] if key not in varied)
@@ -84,6 +85,7 @@ def _describe(name: str, study: Study) -> str:
     data = "; ".join(f"{split} data {d['name']}, {d['n_samples']:,} samples" for split, d in facts["data"].items())
     model = facts["model"]
     if info:
+        check_value(info, {"model": {"name": str, "arguments": dict}}, f"{study.path}: provenance, info")
         arguments = ", ".join(f"{key}={value}" for key, value in info["model"]["arguments"].items())
         model = f"{info['model']['name']}({arguments})"
     head = f"{name}: " if name else ""

@@ -1,13 +1,14 @@
 """Parse the file formats of MNIST and CIFAR-10. Nothing is unpickled."""
 
 import gzip
+import io
 import math
 import pickletools
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
@@ -15,6 +16,8 @@ Arrays = tuple[np.ndarray, np.ndarray]
 """Images and labels, both uint8."""
 
 _PIXELS = 3 * 32 * 32
+_MOST = 2**28  # bytes that are unzipped: five times MNIST's largest file, more than all of CIFAR-10
+_MOST_STEPS = 1_000_000  # instructions of a pickle; an official batch has 21,000
 
 # pickle instructions: strings, whole numbers, and those that build a list
 _STRINGS = {"BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE", "SHORT_BINUNICODE"}
@@ -26,15 +29,32 @@ def read_plain(path: Path) -> bytes:
     """Return the content of a file, unzipped if it is gzipped.
 
     Raises:
-        ValueError: It is a damaged gzip file.
+        ValueError: It is a damaged gzip file, or too large.
     """
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":  # the content decides: some programs unpack a file and leave its name
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"  # the content decides: some programs unpack a file and leave its name
+        file.seek(0)
+        try:
+            with _Bounded(gzip.GzipFile(fileobj=file) if zipped else file, path) as content:
+                return content.read()
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is a truncated or damaged gzip file ({error}); replace it") from error
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error where it is longer than any data set here: a small file can unzip to much."""
+
+    def __init__(self, stream: io.BufferedIOBase, path: Path) -> None:
+        self._stream, self._path, self._left = stream, path, _MOST
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = self._stream.read(self._left + 1 if size is None or size < 0 else min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(
+                f"{self._path} holds more than {_MOST:,} bytes unzipped, no data set here does; replace it"
+            )
         return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is a truncated or damaged gzip file ({error}); replace it") from error
 
 
 def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
@@ -45,7 +65,11 @@ def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
     """
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:  # one pass, since going back would unzip it anew
+        # one pass, since going back would unzip it anew
+        with (
+            gzip.open(path) as file,
+            tarfile.open(fileobj=cast(IO[bytes], _Bounded(file, path)), mode="r|") as archive,
+        ):
             for member in archive:
                 name = Path(member.name).name
                 content = archive.extractfile(member) if name in names else None
@@ -125,7 +149,9 @@ def parse_cifar10_pickle(content: bytes, source: object) -> Arrays:
     order: Literal["C", "F"] = "C"
     argument: Any
     try:
-        for opcode, argument, _ in pickletools.genops(content):
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if step == _MOST_STEPS:
+                raise ValueError(f"more than {_MOST_STEPS:,} instructions")
             if opcode.name == "PROTO" and argument not in (2, 3, 4):
                 raise ValueError(f"pickle protocol {argument}, expected 2 to 4")
             if in_labels and opcode.name in _NUMBERS:
@@ -140,7 +166,7 @@ def parse_cifar10_pickle(content: bytes, source: object) -> Arrays:
                 if string and len(string) % _PIXELS == 0:
                     arrays.append(np.frombuffer(string, np.uint8).reshape((-1, _PIXELS), order=order))
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{source} is not a batch of CIFAR-10: {error}; replace it") from error
+        raise ValueError(f"{source} is not a batch of CIFAR-10: {str(error)[:200]}; replace it") from error
     if len(arrays) != 1 or len(arrays[0]) != len(labels):
         raise ValueError(
             f"{source} is not a batch of CIFAR-10: expected one array of images and as many labels, got arrays "

@@ -28,6 +28,8 @@ def to_tree(item: Any, where: str) -> Any:
     if isinstance(item, Tensor):
         if item.layout != torch.strided:
             raise TypeError(f"{where} is a tensor of layout {item.layout}; make it dense first")
+        if item.is_meta:
+            raise TypeError(f"{where} is a tensor on the meta device, which has no values; make it on a real one")
         return item.detach().as_subclass(Tensor)
     if isinstance(item, np.ndarray):
         if item.dtype.kind not in "biufc":

@@ -1,12 +1,14 @@
 """The audit: a stored surface against the same points in float64, evaluated by the reference path."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from landscape.arguments import expect, whole_number
 from landscape.evaluation.question import check_same_values, fingerprint_of
 from landscape.evaluation.reference import reference_values
 from landscape.objective import Objective
@@ -111,6 +113,10 @@ def audit(objective: Objective, slice: Slice, surface: Surface, n: int = 20, see
         >>> print(audit(objective, plane, surface).describe())  # doctest: +SKIP
         largest error of 20 audited points: 3.1e-07 relative to float64 ...
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    expect("slice", slice, Slice, "a Slice, as the functions of directions return it")
+    expect("surface", surface, Surface, "a Surface")
+    n, seed = whole_number("n", n, 0), whole_number("seed", seed, 0)
     if n < 3:
         raise ValueError(f"an audit needs at least 3 points, the center, the lowest and a corner; got n={n}")
     _check_same(objective, slice, surface)
@@ -150,9 +156,9 @@ def keep_audit(found: Audit, objective: Objective, slice: Slice, surface: Surfac
     if found.exceeded:
         log.warning("audit: %s", found.describe())
     if surface.path is not None:
-        store = SurfaceStore(surface, fingerprint_of(objective, slice, surface), surface.path)
-        surface.provenance["audit"] = found.record()
-        store.finish()
+        with closing(SurfaceStore(surface, fingerprint_of(objective, slice, surface), surface.path)) as store:
+            surface.provenance["audit"] = found.record()
+            store.finish()
     surface.provenance["audit"] = found.record()
 
 

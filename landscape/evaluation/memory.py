@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from landscape.arguments import whole_number
 from landscape.data import batch_size, split_batch
 from landscape.evaluation.graph import linear_parameters, module_of
 from landscape.objective import Objective
@@ -24,8 +25,8 @@ def memory_budget(memory: int | None = None, device: torch.device | str = "cpu")
     Raises:
         ValueError: `memory` is below 1.
     """
-    if memory is not None and memory < 1:
-        raise ValueError(f"memory is a number of bytes from 1 on, got {memory}")
+    if memory is not None:
+        memory = whole_number("memory", memory, 1)
     free = free_memory(device)
     if free is None:  # a system that does not say
         return MEMORY if memory is None else memory

@@ -10,10 +10,12 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
+from landscape.arguments import expect, file_path, real_number
 from landscape.evaluation.grid import coarse_to_fine
 from landscape.evaluation.plan import RTOL, Plan
 from landscape.evaluation.question import axes_of, check_same_values, fingerprint_of, provenance_of
 from landscape.evaluation.spread import Job, divide_processors, plan_for, work_maker
+from landscape.lock import Lock
 from landscape.objective import Objective
 from landscape.slice import Slice
 from landscape.surface import (
@@ -75,18 +77,26 @@ def evaluate(
 
     Raises:
         ValueError: Axes, resolution or extent do not fit the slice, or the file holds another surface.
+        BlockingIOError: Another process is writing the file.
 
     Example:
         >>> surface = evaluate(objective, plane, resolution=(51, 41), path="plane.h5")  # doctest: +SKIP
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    expect("slice", slice, Slice, "a Slice, as the functions of directions return it")
+    interval = real_number("interval", interval, 0)
+    path = None if path is None else file_path(path)
+    if trajectories is not None:
+        expect("trajectories", trajectories, Mapping, "training runs by name")
     if objective.batch_norm == "interpolated" and objective.buffers and not slice.buffer_directions:
         raise ValueError(
             f"batch_norm='interpolated' needs the statistics of several networks, a slice of kind "
             f"{slice.info['kind']!r} has none: use directions_between, or another policy"
         )
     for name, trajectory in (trajectories or {}).items():  # now, not after hours
-        if not name.strip(".") or "/" in name:  # HDF5 would take it for a path
+        if not isinstance(name, str) or not name.strip(".") or "/" in name:  # HDF5 would take it for a path
             raise ValueError(f"trajectory name {name!r} cannot be stored: use a text without '/'")
+        expect(f"trajectory {name!r}", trajectory, Trajectory, "a Trajectory (Trajectory.load reads its file)")
         _check_layout(objective, trajectory)
     surface = empty_surface(axes_of(slice, resolution, extent, axes), objective.metric_names)
     surface.origin = slice.origin.cpu().numpy()
@@ -95,6 +105,8 @@ def evaluate(
     fingerprint = fingerprint_of(objective, slice, surface)
     ranges = np.array([(axis[0], axis[-1]) for axis in surface.axes.values()])
     with ExitStack() as stack:
+        if path is not None:  # before it is looked at, and before minutes of planning
+            stack.callback(Lock(path).release)
         team = open_workers(workers, stack)
         job = Job(objective, slice, engine, ranges, memory, surface.done.size)
         if path is None or not os.path.exists(path):
@@ -102,8 +114,10 @@ def evaluate(
             fresh["plan"] = plan.stored()
             fresh["machine"]["workers"] = len(team.devices)
             store = SurfaceStore(surface, fingerprint, path, interval)
+            stack.callback(store.close)
         else:
             store = SurfaceStore(surface, fingerprint, path, interval)
+            stack.callback(store.close)
             check_same_values(surface, fresh)
             # what goes on must not change the plan, or the last digits would depend on when it was interrupted
             begun = surface.provenance["plan"]
@@ -125,7 +139,7 @@ def evaluate(
                 plan = plan_for(replace(job, engine="reference"), team)
                 make = work_maker(job, plan, team)
                 surface.provenance["plan"] = plan.stored()
-                store.finish()  # the file must not name the plan that went wrong while the new values come in
+                store.save()  # the file must not name the plan that went wrong while the new values come in
                 _fill(store, plan, team, make, progress)
             for name, trajectory in (trajectories or {}).items():
                 if name not in surface.trajectories:

@@ -2,8 +2,11 @@
 
 import plotly.graph_objects as go
 
+from landscape.arguments import expect
 from landscape.figures.barrier import plot_barrier
+from landscape.figures.basin_descents import plot_basin_descents
 from landscape.figures.comparison import plot_comparison
+from landscape.figures.computational_graph import plot_computational_graph, plot_local_gradients
 from landscape.figures.connections import plot_connections
 from landscape.figures.contour import plot_contour
 from landscape.figures.count_tolerance import plot_count_tolerance
@@ -32,8 +35,10 @@ __all__ = [
     "figures_of",
     "plot",
     "plot_barrier",
+    "plot_basin_descents",
     "plot_basins",
     "plot_comparison",
+    "plot_computational_graph",
     "plot_connections",
     "plot_contour",
     "plot_count_tolerance",
@@ -42,6 +47,7 @@ __all__ = [
     "plot_eigenvalues",
     "plot_history",
     "plot_line",
+    "plot_local_gradients",
     "plot_loss_curves",
     "plot_matrix",
     "plot_merge_tree",
@@ -73,6 +79,7 @@ def plot(surface: Surface, metric: str = "loss", scale: str = "linear") -> go.Fi
     Example:
         >>> plot(Surface.load("plane.h5")).show()  # doctest: +SKIP
     """
+    expect("surface", surface, Surface, "a Surface (Surface.load reads its file)")
     k = len(surface.axes)
     if k == 1:
         return plot_line(surface, None if metric == "loss" else [metric], scale)
@@ -98,6 +105,7 @@ def figures_of(
     Raises:
         ValueError: Unknown metric or scale; ceiling below the lowest value.
     """
+    expect("surface", surface, Surface, "a Surface (Surface.load reads its file)")
     name = metric or next(iter(surface.values))
     k = len(surface.axes)
     figures: dict[str, go.Figure] = {}

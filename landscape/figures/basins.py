@@ -43,7 +43,7 @@ def find_basins(topology: Topology) -> Basins:
     merged = topology.merged_basins()
     position = np.full(len(counted), OUTSIDE)
     position[shown] = np.arange(len(shown))
-    labels = np.where(merged >= 0, position[merged] if len(counted) else OUTSIDE, merged)
+    labels = np.where(merged >= 0, position[np.maximum(merged, 0)] if len(counted) else OUTSIDE, merged)
     return Basins(shown, topology.numbers()[shown], _colors(labels, len(shown)), labels, count_note(topology))
 
 

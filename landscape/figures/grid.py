@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from landscape.arguments import real_number
 from landscape.figures.style import is_share, require_scale, unit_factor
 from landscape.sanity import preview_note
 from landscape.surface import Surface
@@ -140,6 +141,7 @@ def find_levels(heights: Array, metric: str, scale: str, ceiling: float | None =
     finite = heights[np.isfinite(heights)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if ceiling is not None:
+        ceiling = real_number("ceiling", ceiling)
         top = float(to_height(ceiling, scale))
         if finite.size and not top > low:
             lowest = 10**low if scale == "log" else low

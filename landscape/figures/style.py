@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from numpy.typing import ArrayLike
 
+from landscape.arguments import expect
 from landscape.surface import Surface
 
 # Okabe and Ito (2008), told apart by color-blind readers; yellow left out, too light on white
@@ -208,6 +209,7 @@ def require_dimension(surface: Surface, k: int) -> None:
     Raises:
         ValueError: The surface has not `k` axes; the message names the figure that fits.
     """
+    expect("surface", surface, Surface, "a Surface (Surface.load reads its file)")
     fitting = {1: "plot_line", 2: "plot_contour or plot_surface", 3: "plot_volume"}
     found = len(surface.axes)
     if found != k:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape.arguments import LARGEST_SEED, expect, real_number, whole_number
 from landscape.critical import DENSE_BELOW, Index, index
 from landscape.minima.newton import rounding
 from landscape.minima.polish import GTOL, Polished, polish_many
 from landscape.objective import Objective
+from landscape.parameters import real_tensor
 
 KINDS = {
     "minimum": "all eigenvalues of the Hessian are positive",
@@ -104,8 +106,10 @@ def certify(
     Example:
         >>> print(certify(objective, polish(objective).theta).describe())  # doctest: +SKIP
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    gtol, seed = real_number("gtol", gtol, above=0), whole_number("seed", seed, 0, LARGEST_SEED)
     objective = objective.to(dtype=torch.float64)
-    theta = (objective.origin if theta is None else theta).detach().to(objective.device, torch.float64)
+    theta = objective.point(objective.origin if theta is None else theta).double()
     loss, gradient = objective.loss_and_gradient(theta)
     norm = float(gradient.norm())
     try:
@@ -142,7 +146,8 @@ def find_minimum(
     tol: float | None = None,
 ) -> Found:
     """Polish and certify; leave a saddle along its negative direction and polish again. See `find_minima`."""
-    start = objective.origin if theta is None else theta
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    start = objective.point(objective.origin if theta is None else theta)
     found = find_minima(
         *(objective, start[None]),
         max_escapes=max_escapes,
@@ -187,6 +192,10 @@ def find_minima(
     Raises:
         ValueError: An option is out of range, or the points have another shape.
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    max_escapes = whole_number("max_escapes", max_escapes, 0)
+    if real_tensor("thetas", thetas).ndim != 2 or thetas.shape[1] != objective.layout.p:
+        raise ValueError(f"thetas need shape [n, {objective.layout.p}], got {tuple(thetas.shape)}")
     objective = objective.to(dtype=torch.float64)
     points = thetas.detach().to(objective.device, torch.float64, copy=True)
     found: list[Found | None] = [None] * len(points)

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.arguments import real_number
 from landscape.objective import Objective
+from landscape.parameters import real_tensor
 from landscape.program import Program
 from landscape.symmetry import Matcher, Symmetries
 
@@ -131,13 +133,15 @@ def identify(
         >>> found.n_minima, found.hits  # doctest: +SKIP
         (2, array([310, 190]))
     """
-    losses = np.asarray(losses, dtype=np.float64)
+    try:
+        losses = np.asarray(losses, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"losses must be numbers [n]: {error}") from error
     if relation not in RELATIONS:
         raise ValueError(f"relation must be one of {', '.join(RELATIONS)}, got {relation!r}")
-    if thetas.ndim != 2 or losses.shape != (len(thetas),):
+    if real_tensor("thetas", thetas).ndim != 2 or losses.shape != (len(thetas),):
         raise ValueError(f"expected thetas [n, p] and losses [n], got {tuple(thetas.shape)} and {losses.shape}")
-    if not (atol_loss > 0 and tolerance > 0):
-        raise ValueError(f"atol_loss and tolerance must be positive, got {atol_loss} and {tolerance}")
+    atol_loss, tolerance = real_number("atol_loss", atol_loss, above=0), real_number("tolerance", tolerance, above=0)
     usable = np.isfinite(losses) & torch.isfinite(thetas).all(dim=1).cpu().numpy()
     chosen = np.flatnonzero(usable)
     reach = _REACH * tolerance

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from landscape.critical import dense_hessian
+from landscape.hessian import Hessian
 from landscape.objective import Objective
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Derivatives:
         (loss,), (gradient,) = self.first(point)
         product = self.second(point)[0] @ v[0]
         own_loss, own_gradient = self.objective.loss_and_gradient(theta)
-        own_product = self.objective.hessian_products(theta, self._points(v))[0]
+        own_product = Hessian(self.objective, theta).products(self._points(v))[0]
         found = np.concatenate([[loss], gradient, product])
         own = np.concatenate([[own_loss], own_gradient.cpu().numpy(), own_product.cpu().numpy()])
         return float(np.max(np.abs(found - own)) / (1 + np.max(np.abs(own))))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,9 +11,12 @@ from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscape.arguments import expect, real_number, whole_number
+from landscape.hessian import Hessian
 from landscape.losses import is_cross_entropy
 from landscape.minima.newton import Derivatives, Ends, descend, rounding
 from landscape.objective import Objective
+from landscape.parameters import real_tensor
 
 GTOL = 1e-10
 METHODS = ("newton", "krylov")
@@ -92,7 +96,8 @@ def polish(
         >>> polish(objective).status  # doctest: +SKIP
         'converged'
     """
-    start = objective.origin if theta is None else theta
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    start = objective.point(objective.origin if theta is None else theta)
     return polish_many(objective, start[None], gtol=gtol, max_steps=max_steps, method=method, progress=False)[0]
 
 
@@ -124,11 +129,11 @@ def polish_many(
     Raises:
         ValueError: An option is out of range, or the points have another shape.
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
     p = objective.layout.p
-    if thetas.ndim != 2 or thetas.shape[1] != p:
+    if real_tensor("thetas", thetas).ndim != 2 or thetas.shape[1] != p:
         raise ValueError(f"the points to start from need shape [n, {p}], got {tuple(thetas.shape)}")
-    if not gtol > 0 or max_steps < 1:
-        raise ValueError(f"gtol must be positive and max_steps at least 1, got {gtol} and {max_steps}")
+    gtol, max_steps = real_number("gtol", gtol, above=0), whole_number("max_steps", max_steps, 1)
     method = method or ("newton" if p < NEWTON_BELOW else "krylov")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -170,7 +175,12 @@ def newton_step(objective: Objective, theta: Tensor, gradient: Tensor) -> Tensor
         gradient: `[p]` the gradient there.
     """
     p = len(gradient)
-    operator = LinearOperator((p, p), matvec=lambda v: _product(objective, theta, v), dtype=np.float64)
+    hessian = Hessian(objective, theta)
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return hessian.products(torch.from_numpy(v).reshape(1, -1))[0].cpu().numpy()
+
+    operator = LinearOperator((p, p), matvec=product, dtype=np.float64)
     with np.errstate(all="ignore"):
         step, _ = minres(operator, -gradient.cpu().numpy(), rtol=1e-8, maxiter=min(_PRODUCTS, 3 * p))
     return torch.from_numpy(step).to(theta)
@@ -217,8 +227,12 @@ def _krylov(objective: Objective, start: Tensor, gtol: float, max_steps: int) ->
         # a minimizer must step back from where the loss is not finite
         return (loss if np.isfinite(loss) else np.inf), gradient.cpu().numpy()
 
+    @lru_cache(maxsize=1)  # the minimizer asks for many products at one point
+    def hessian_at(x: bytes) -> Hessian:
+        return Hessian(objective, torch.frombuffer(bytearray(x), dtype=torch.float64))
+
     def product(x: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return _product(objective, torch.from_numpy(x).to(start), v)
+        return hessian_at(x.tobytes()).products(torch.from_numpy(v).reshape(1, -1))[0].cpu().numpy()
 
     def descend_to(thetas: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         theta, _, _ = _refine(objective, torch.from_numpy(thetas[0]).to(start), norms[0], further=0)
@@ -266,10 +280,6 @@ def _refine(objective: Objective, theta: Tensor, norm: float, further: int) -> t
         if not new.norm() < (0.5 if reached else 0.9) * gradient.norm():
             return theta, step, n_steps
         theta, gradient, n_steps, n_further = theta + step, new, n_steps + 1, n_further + reached
-
-
-def _product(objective: Objective, theta: Tensor, v: np.ndarray) -> np.ndarray:
-    return objective.hessian_products(theta, torch.from_numpy(v).reshape(1, -1).to(theta))[0].cpu().numpy()
 
 
 def _results(objective: Objective, ends: Ends, gtol: float, method: str, descend_to: Descent) -> list[Polished]:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from landscape.arguments import expect, file_path, whole_number
 from landscape.catalog import KIND, MINIMA, Catalog
 from landscape.curvature import trace
-from landscape.data import split_batch
+from landscape.data import collect, split_batch
 from landscape.losses import Metric, is_cross_entropy
 from landscape.minima.certify import Found, find_minima
 from landscape.minima.identify import identify, network_outputs
-from landscape.minima.polish import GTOL
+from landscape.minima.polish import GTOL, NEWTON_BELOW
 from landscape.objective import Objective
 from landscape.parameters import Layout
 from landscape.rows import RowsWriter, find_files, parts_folder, read_column, read_rows
@@ -29,7 +30,7 @@ from landscape.symmetry import symmetries
 from landscape.training import EVALUATION_CHUNK
 from landscape.workers import Workers, open_workers
 
-BATCH = 20  # runs that are polished, and lost by a kill, together
+BATCH = 20  # runs that are polished, and lost by a kill, together, where that is faster than one after another
 SAMPLES = 512  # on which the outputs of two networks are compared
 _Columns = dict[str, np.ndarray]
 
@@ -51,7 +52,7 @@ def survey_minima(
     max_steps: int = 5000,
     max_escapes: int = 10,
     workers: int | str | Sequence[str] | Workers = 1,
-    batch: int = BATCH,
+    batch: int | None = None,
     progress: bool = True,
 ) -> Catalog:
     """Descend from the ends of all runs to certified critical points, and find the distinct minima among them.
@@ -77,19 +78,29 @@ def survey_minima(
         max_steps: Steps of a descent at most.
         max_escapes: Saddles that a descent leaves at most.
         workers: Processes or devices that share the work, see `evaluate`.
-        batch: Runs that are polished together, and that a kill loses.
+        batch: Runs that are polished together, and that a kill loses. Default: 20 where they are differentiated
+            together, below 150 parameters and without buffers of their own, else 1.
         progress: Show a progress bar.
 
     Raises:
         ValueError: Network or data are not those of the study, there is no such run or none that did not diverge, or
             the file holds another survey.
     """
+    expect("study", study, Study, "a Study (Study.load reads its file)")
+    path = file_path(path)
+    if batch is not None:
+        batch = whole_number("batch", batch, 1)
+    # collected once: an iterator has only one pass
+    data, test = collect(data), None if test is None else collect(test)
     job = _Job(
         *(network, data, test, loss, metrics, float(study.provenance["settings"]["penalty"])),
         *(gtol, max_steps, max_escapes, study.path),
     )
     objective = job.objective(network)
     _check_same(study, objective)
+    if batch is None:
+        together = objective.layout.p < NEWTON_BELOW and not study.buffers(np.array([0])).shape[1]
+        batch = BATCH if together else 1
     question = {
         **{"gtol": gtol, "max steps": max_steps, "max escapes": max_escapes, "study": study.fingerprint},
         "test data": objective.fingerprint().get("test_data"),
@@ -103,23 +114,23 @@ def survey_minima(
         "identification": None,
     }
     wanted = _wanted(study, runs)
-    done = _done(Path(path), question, study)
-    missing = [int(i) for i in wanted if int(i) not in done]
-    writer = RowsWriter(path, KIND, record)
-    tasks = [missing[first : first + batch] for first in range(0, len(missing), batch)]
-    with (
-        ExitStack() as stack,
-        tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="minima", disable=not progress) as bar,
-    ):
-        team = open_workers(workers, stack)
-        for i, columns in team.run(partial(_polisher, job), tasks):
-            rows = np.array(tasks[i])
-            own = {"run": rows, "setting": study.setting[rows], "seed": study.seed[rows]}
-            writer.add({**own, **columns}, i)
-            bar.update(len(rows))
-    writer.finish()
-    found = _identify(Path(path), job, objective, relation, tolerance, atol_loss)
-    writer.finish({**record, "identification": found})
+    with RowsWriter(path, KIND, record) as writer:
+        done = _done(Path(path), question, study)
+        missing = [int(i) for i in wanted if int(i) not in done]
+        tasks = [missing[first : first + batch] for first in range(0, len(missing), batch)]
+        with (
+            ExitStack() as stack,
+            tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc="minima", disable=not progress) as bar,
+        ):
+            team = open_workers(workers, stack)
+            for i, columns in team.run(partial(_polisher, job), tasks):
+                rows = np.array(tasks[i])
+                own = {"run": rows, "setting": study.setting[rows], "seed": study.seed[rows]}
+                writer.add({**own, **columns}, i)
+                bar.update(len(rows))
+        writer.finish()
+        found = _identify(Path(path), job, objective, relation, tolerance, atol_loss)
+        writer.finish({**record, "identification": found})
     return Catalog.load(path)
 
 
@@ -260,6 +271,9 @@ def _outputs(job: _Job, objective: Objective, thetas: Tensor, buffers: np.ndarra
 
 def _wanted(study: Study, runs: Sequence[int] | None) -> np.ndarray:
     """Return the runs to descend from, in increasing order."""
+    if runs is not None:
+        expect("runs", runs, (Sequence, np.ndarray), "the numbers of runs")
+        runs = [whole_number("a run", run, -len(study)) for run in runs]
     chosen = np.arange(len(study)) if runs is None else np.unique(np.asarray(runs, dtype=int))
     if outside := [int(i) for i in chosen if not 0 <= i < len(study)]:
         raise ValueError(f"the study {study.path} has runs 0 to {len(study) - 1}; there is no run {outside[0]}")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
+from landscape.arguments import expect, real_number, whole_number
 from landscape.statistics.samples import one_list, ranked_worst
 from landscape.statistics.tables import Estimate, columns
 
@@ -138,6 +139,9 @@ def compare(
     Example:
         >>> print(compare({"sgd": [0.3, 0.4, 0.5, 0.45], "adam": [0.1, 0.2, 0.15, 0.25]}).describe())  # doctest: +SKIP
     """
+    expect("groups", groups, Mapping, "values by the name of the group")
+    level = real_number("level", level)
+    n_permutations, seed = whole_number("n_permutations", n_permutations, 1), whole_number("seed", seed, 0)
     if len(groups) < 2:
         raise ValueError(f"a comparison needs at least two groups, got {len(groups)}")
     if correction not in CORRECTIONS:

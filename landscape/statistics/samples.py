@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from landscape.arguments import expect
 from landscape.statistics.tables import Estimate, columns
 
 Array = np.ndarray
@@ -76,6 +77,7 @@ def summarize(groups: Mapping[str, ArrayLike], *, level: float = 0.95, seed: int
     Raises:
         ValueError: A group is not one list of numbers, or has no finite value.
     """
+    expect("groups", groups, Mapping, "values by the name of the group")
     result = []
     for name, values in groups.items():
         x = one_list(values, name)
@@ -166,7 +168,10 @@ def one_list(values: ArrayLike, name: str) -> Array:
     Raises:
         ValueError: They have another number of axes.
     """
-    x = np.asarray(values, dtype=np.float64)
+    try:
+        x = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be one list of numbers, one per run: {error}") from error
     if x.ndim != 1:
         raise ValueError(f"{name} must be one list of numbers, one per run, got shape {x.shape}")
     return x

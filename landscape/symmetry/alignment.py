@@ -15,6 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from landscape.arguments import expect, whole_number
+from landscape.parameters import real_tensor
 from landscape.symmetry.group import Symmetries, Transformation, move, rows_of
 from landscape.symmetry.units import Group, Place
 
@@ -43,6 +45,11 @@ def match(symmetries: Symmetries, theta_a: Tensor, theta_b: Tensor, seed: int = 
     Returns:
         What `Symmetries.transform` takes to bring b to a; b is scaled relative to a as their balanced copies are.
     """
+    expect("symmetries", symmetries, Symmetries, "what landscape.symmetries returns")
+    p, seed = symmetries.layout.p, whole_number("seed", seed, 0)
+    for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
+        if real_tensor(name, theta).shape != (p,):
+            raise ValueError(f"{name} has shape {tuple(theta.shape)}, expected ({p},)")
     to_a, to_b = symmetries.balancing(theta_a), symmetries.balancing(theta_b)
     a = symmetries.transform(theta_a.double(), *to_a)
     b = symmetries.transform(theta_b.double(), *to_b)
@@ -63,7 +70,8 @@ def align(symmetries: Symmetries, theta_a: Tensor, theta_b: Tensor, seed: int = 
     Example:
         >>> near = align(symmetries(model, x), theta_a, theta_b)  # doctest: +SKIP
     """
-    return symmetries.transform(theta_b, *match(symmetries, theta_a, theta_b, seed))
+    found = match(symmetries, theta_a, theta_b, seed)
+    return symmetries.transform(theta_b, *found)
 
 
 class Matcher:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscape.evaluation.graph import NotTraceableError, trace
-from landscape.parameters import Layout, Selection, layout
+from landscape.parameters import Layout, Selection, layout, real_tensor
 from landscape.program import private_copy
 from landscape.symmetry.follow import follow
 from landscape.symmetry.units import Gain, Group, Place, collect
@@ -268,7 +268,14 @@ def symmetries(model: nn.Module, sample: Tensor, select: Selection = "all") -> S
     copied = private_copy(model, "cpu", torch.float64)
     if not isinstance(sample, Tensor) or not sample.is_floating_point():
         return Symmetries(own, (), (), ("the model does not take one tensor of numbers: no symmetry is derived",))
-    sample = sample.detach().to("cpu", torch.float64)
+    sample = real_tensor("sample", sample).detach().to("cpu", torch.float64)
+    if not sample.numel():
+        raise ValueError(f"sample has shape {tuple(sample.shape)} and holds no numbers: give some inputs, [b, ...]")
+    try:
+        with torch.inference_mode():
+            copied(sample)
+    except Exception as error:
+        raise ValueError(f"the model cannot be called on the sample, shape {tuple(sample.shape)}: {error}") from error
     try:
         units, notes = follow(trace(copied), sample)
     except NotTraceableError as error:

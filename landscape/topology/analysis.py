@@ -1,5 +1,7 @@
 """From the values of a surface to what is found on them."""
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -66,18 +68,22 @@ def analyze(
         >>> found.count(threshold=1.5)
         1
     """
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    if threshold is not None and not (isinstance(threshold, Real) and threshold >= 0):
+        raise ValueError(f"threshold must be at least 0, got {threshold!r}")
     if isinstance(surface, Surface):
         axes, values, noise = surface.axes, surface.metric(metric), noise_of(surface, metric)
     else:
-        given = np.asarray(surface)
+        try:
+            given = np.asarray(surface)
+            known = given.real.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"values must be a surface or an array of numbers: {error}") from error
         if given.dtype.kind == "c":
             raise TypeError("values must be real numbers, got complex ones")
         if not given.ndim or not given.size:
             raise ValueError(f"values need shape [nx, ny, ...] with at least one cell, got {given.shape}")
         axes = {f"i{axis}": np.arange(float(n)) for axis, n in enumerate(given.shape)}
-        values, noise = given.astype(np.float64), noise_of_array(axes, given)
+        values, noise = known, noise_of_array(axes, given)
     trees = (
         merge_tree(values, neighborhood, border),
         merge_tree(-values, DUAL[neighborhood], border),

@@ -167,7 +167,8 @@ def _joints(
 
 def _elder_rule(u: Array, v: Array, height: Array, m: int, sorted_values: Array) -> tuple[Array, Array, Array]:
     """Merge `m` basins over their joints in order of height; return parent, saddle node and the two basins there."""
-    graph = csr_array((height + 1.0, (u - OUTSIDE, v - OUTSIDE)), shape=(m + 1, m + 1))  # a weight of 0 is no edge
+    ends = [(part - OUTSIDE).astype(np.int32) for part in (u, v)]  # SciPy 1.15 takes no other type
+    graph = csr_array((height + 1.0, ends), shape=(m + 1, m + 1))  # a weight of 0 is no edge
     spanning = minimum_spanning_tree(graph).tocoo()
     by_height = np.argsort(spanning.data, kind="stable")
     parent, saddle, between = [NONE] * m, [-1] * m, np.full((m, 2), NONE)

@@ -4,10 +4,11 @@ Two networks: 64-32-10 tanh on scikit-learn's digits (1,437 samples, batches of 
 784-10-10-10-10-10 tanh on MNIST (2,000 samples, batches of 50, from the folder that LANDSCAPE_DATA names).
 
 - train_many: one batched computation, every network with its own order of the samples; also with one order for all.
+- train_many, 2 processes: half of the networks in each, on one thread, as `run_restarts(workers=2)` does it; the
+  processes are there before the clock starts, here and below.
 - loop: each network by itself, a plain loop over torch.optim.Adam with the same initial parameters and batches; with
   all threads and with one, and the better of the two in each round counts.
-- loop, 2 processes: the same loop in two processes of one thread, half of the networks each; the processes are there
-  before the clock starts.
+- loop, 2 processes: the same loop in two processes of one thread, half of the networks each.
 
 All evaluate the loss on the whole data before and after training. Seconds are divided by the number of steps of single
 networks. Training amplifies rounding: where the learning rate is high, networks with the same samples end apart.
@@ -36,7 +37,8 @@ from landscape import train_many
 from landscape.data import Dataset, load
 from landscape.models import build
 
-OWN, SHARED = "train_many", "train_many, shared order"
+OWN, SHARED, HALVES = "train_many", "train_many, shared order", "train_many, 2 processes"
+OURS = (OWN, HALVES, SHARED)
 LOOPS = ("loop, all threads", "loop, 1 thread")
 PROCESSES = "loop, 2 processes"
 
@@ -126,14 +128,21 @@ def share(name: str, n: int, seeds: range) -> list[float]:
         return loop(study, data, networks[seeds.start : seeds.stop], seeds)
 
 
-def together(name: str, n: int, batch_order: str) -> np.ndarray:
-    """Train all networks by `train_many`; return their losses."""
+def together(name: str, n: int, batch_order: str, seeds: range) -> np.ndarray:
+    """Train networks by `train_many`; return their losses."""
     study, data, networks = prepared(name, n)
     ensemble = train_many(
-        networks, data, metrics={}, optimizer="adam", learning_rate=study.learning_rate, batch_size=study.batch,
-        epochs=study.epochs, evaluate_every=study.epochs, batch_order=batch_order, progress=False,
+        networks[seeds.start : seeds.stop], data, seeds=seeds, metrics={}, optimizer="adam",
+        learning_rate=study.learning_rate, batch_size=study.batch, epochs=study.epochs, evaluate_every=study.epochs,
+        batch_order=batch_order, progress=False,
     )  # fmt: skip
     return ensemble.history["loss"][:, -1]
+
+
+def half_together(name: str, n: int, seeds: range) -> np.ndarray:
+    """Train half of the networks by `train_many` in this process, on one thread; return their losses."""
+    with threads(1):
+        return together(name, n, "own", seeds)
 
 
 def measure(name: str, n: int, rounds: int, pool: Executor) -> dict:
@@ -150,39 +159,42 @@ def measure(name: str, n: int, rounds: int, pool: Executor) -> dict:
 
         return run
 
-    def in_processes() -> list[float]:
-        halves = [pool.submit(share, name, n, seeds) for seeds in (range(n // 2), range(n // 2, n))]
+    def in_processes(train: Callable[[str, int, range], Sequence[float]]) -> list[float]:
+        halves = [pool.submit(train, name, n, seeds) for seeds in (range(n // 2), range(n // 2, n))]
         return [loss for half in halves for loss in half.result()]
 
     runs = {
-        OWN: lambda: together(name, n, "own"),
-        SHARED: lambda: together(name, n, "shared"),
+        OWN: lambda: together(name, n, "own", range(n)),
+        SHARED: lambda: together(name, n, "shared", range(n)),
+        HALVES: lambda: in_processes(half_together),
         LOOPS[0]: lambda: loop(study, data, networks, range(n)),
         LOOPS[1]: lambda: share(name, n, range(n)),
-        PROCESSES: in_processes,
+        PROCESSES: lambda: in_processes(share),
     }
     seconds = interleaved({key: timed(key, run) for key, run in runs.items()}, rounds)
-    differences = np.abs(losses[OWN] / losses[LOOPS[1]] - 1)
+    alone = losses[LOOPS[1]]
     return {
         "study": f"{study.title}, {n} networks, {n_steps // n} steps",
         "seconds per network and step": {key: spread(values) for key, values in seconds.items()},
-        "against the loop": {key: speedup(seconds, key, LOOPS) for key in (OWN, SHARED)},
-        "against two processes": {key: speedup(seconds, key, [PROCESSES]) for key in (OWN, SHARED)},
-        "relative difference of the final losses": spread(differences),
+        "against the loop": {key: speedup(seconds, key, LOOPS) for key in OURS},
+        "against two processes": {key: speedup(seconds, key, [PROCESSES]) for key in OURS},
+        "relative difference of the final losses": {
+            key: spread(np.abs(losses[key] / alone - 1)) for key in OURS if key != SHARED
+        },
     }
 
 
 def tables(results: dict) -> str:
     """Return the results as Markdown tables."""
-    keys = (OWN, SHARED, *LOOPS, PROCESSES)
+    keys = (*OURS, *LOOPS, PROCESSES)
     rows = [
         [entry["study"], *(span(entry["seconds per network and step"][key], 1e6) for key in keys)]
         for entry in results.values()
     ]
     ratios = [
         [entry["study"], key, span(entry["against the loop"][key]), span(entry["against two processes"][key]),
-         f"{entry['relative difference of the final losses']['max']:.0e}" if key == OWN else "another order"]
-        for entry in results.values() for key in (OWN, SHARED)
+         f"{entry['relative difference of the final losses'][key]['max']:.0e}" if key != SHARED else "another order"]
+        for entry in results.values() for key in OURS
     ]  # fmt: skip
     return "\n\n".join(
         [
@@ -201,7 +213,7 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         results = {name: measure(name, n, rounds, pool) for name in STUDIES}
     entries = [entry["seconds per network and step"] for entry in results.values()]
-    series = {key: [entry[key] for entry in entries] for key in (OWN, SHARED, *LOOPS, PROCESSES)}
+    series = {key: [entry[key] for entry in entries] for key in (*OURS, *LOOPS, PROCESSES)}
     figure = bars(
         f"Training {n} networks with Adam", "microseconds per step of one network",
         [STUDIES[name].title for name in results], series, scale=1e6,

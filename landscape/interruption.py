@@ -1,0 +1,135 @@
+"""Stop a long job by Ctrl-C, SIGTERM or a closed terminal: soon, and with its state saved."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from landscape import storage
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1.4  # seconds from the signal on; worker processes then notice within half a second that this one is gone
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_END = 0  # no signal has this number
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop.
+
+    Attributes:
+        number: Which one.
+    """
+
+    def __init__(self, number: int, text: str = "") -> None:
+        super().__init__(text or signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
+    """Let Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, and end the process where that does not do.
+
+    Python acts on a signal only between two of its own instructions, so a long call of compiled code, or a thread that
+    is waited for, would delay the end. Where the block has not been left after `PATIENCE` seconds, and no file is being
+    written, the process ends at once: what is stored stands that at any moment, and only the last seconds are lost.
+    Compiled code that does not release Python's global lock delays that, too; torch, NumPy and SciPy release it.
+
+    Args:
+        say: Called with the number of the signal just before the process ends at once, in another thread.
+
+    Yields:
+        The signals received so far, by number.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield received
+        return
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    usual = {number: signal.getsignal(number) for number in numbers}
+    usual = {number: old for number, old in usual.items() if old not in (None, signal.SIG_IGN)}  # nohup ignores SIGHUP
+    left = threading.Event()
+
+    def watch() -> None:
+        while (number := reading.recv(1)[0]) not in (*usual, _END):
+            pass
+        if number == _END:
+            return
+        if left.wait(PATIENCE):
+            return
+        while storage.is_writing():
+            time.sleep(0.02)
+        say(number)
+        os._exit(128 + number)
+
+    watcher = threading.Thread(target=watch, name="landscape-stop", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        for number in usual:
+            signal.signal(number, _Stop(received))
+        yield received
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        left.set()
+        writing.send(bytes([_END]))
+        watcher.join()
+        reading.close()
+        writing.close()
+
+
+class _Stop:
+    """A handler of signals."""
+
+    def __init__(self, received: list[int]) -> None:
+        self._received = received
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+        raise Stopped(number)
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator[list[int]]:
+    """Let a first Ctrl-C wait until a step is done, so that a whole state can be saved; a second one does not wait.
+
+    So do the other signals within `stoppable`.
+
+    Yields:
+        A list that is empty until then; outside of the main thread, or where Ctrl-C is handled otherwise, for ever.
+    """
+    interrupted: list[int] = []
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    usual = {number: signal.getsignal(number) for number in numbers}
+    usual = {
+        number: old for number, old in usual.items() if old is signal.default_int_handler or isinstance(old, _Stop)
+    }
+    if threading.current_thread() is not threading.main_thread() or not usual:
+        yield interrupted
+        return
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        restore()
+        if not isinstance(usual[number], _Stop):
+            log.warning("interrupted: stopping after this step (again: at once, and the last seconds are lost)")
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    for number in usual:
+        signal.signal(number, wait)
+    try:
+        yield interrupted
+    finally:
+        restore()

@@ -1,0 +1,268 @@
+"""Long jobs that are stopped or killed: soon, with their state stored, without a process or a file left behind."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import landscape
+from landscape import cli
+from landscape.ensemble import train_many
+from landscape.interruption import Stopped, interrupt_between_steps, stoppable
+from landscape.models import build
+from landscape.session import read_state
+from landscape.surface import Surface
+
+SOON = 2.0 + 0.5  # seconds: the half is for busy machines
+NETWORK = "--model lenet --data digits --test none"
+JOBS = {
+    "train": "train --model mlp --data digits --batch-size 8 --epochs 10000 --out run",
+    "surface": "surface --checkpoint network.safetensors --resolution 401x401 --out surface.h5",
+    "workers": "surface --checkpoint network.safetensors --resolution 401x401 --workers 2 --out surface.h5",
+    "restarts": "restarts --model mlp --data digits --limit 200 --seeds 20 --epochs 100000 --out study.h5",
+    "minima": "minima many.h5 --out minima.h5",
+}
+OUT = {"train": "run", "surface": "surface.h5", "workers": "surface.h5", "restarts": "study.h5", "minima": "minima.h5"}
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["landscape.cli", "landscape.evaluation", "landscape.minima.survey"])
+
+
+def job(folder: Path, words: str) -> None:
+    os.setsid()
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    for function in (landscape.train, landscape.evaluate, landscape.run_restarts):
+        function.__kwdefaults__["interval"] = 0.2  # seconds between two saved states
+    for name, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os._exit(cli.main(words.split()))
+
+
+def begin(folder: Path, words: str) -> multiprocessing.Process:
+    process = CONTEXT.Process(target=job, args=(folder, words))
+    process.start()
+    return process
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "this did not happen in time"
+        time.sleep(0.02)
+
+
+def session(leader: int) -> list[int]:
+    """The processes that run in a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(of) == leader and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def stored(kind: str, folder: Path) -> int:
+    """How much of a job can be read from its files."""
+    out = folder / OUT[kind]
+    if kind == "train":
+        return read_state(out / "state.pt")["step"] if (out / "state.pt").exists() else 0
+    if kind in ("surface", "workers"):
+        return int(Surface.load(out).done.sum()) if out.exists() else 0
+    return len(list(Path(f"{out}.parts").glob("[t0-9]*")))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    words = f"train {NETWORK} --limit 1797 --epochs 1 --batch-size 256 --out run"
+    study = "restarts --model mlp --set widths=[3] activation=tanh --data xor --seeds 1000 --epochs 1 --penalty 1e-3"
+    for line in (words, f"{study} --out many.h5"):
+        process = begin(folder, line)
+        process.join()
+        assert process.exitcode == 0, (folder / "err").read_text()
+    (folder / "run/checkpoint.safetensors").rename(folder / "network.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    for name in ("network.safetensors", "many.h5"):
+        (tmp_path / name).symlink_to(prepared / name)
+    return tmp_path
+
+
+SIGNALS = [(kind, signal.SIGTERM) for kind in JOBS if kind != "workers"]
+
+
+@pytest.mark.parametrize(("kind", "number"), [*SIGNALS, ("train", signal.SIGINT), ("workers", signal.SIGINT)])
+def test_a_signal_stops_a_job(folder, kind, number):
+    process = begin(folder, JOBS[kind])
+    wait_for(lambda: stored(kind, folder) or process.exitcode is not None)
+    assert process.exitcode is None, (folder / "err").read_text()
+    before = stored(kind, folder)
+    since = time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        os.kill(process.pid, number)
+    process.join()
+    wait_for(lambda: not session(process.pid), 5)
+    assert time.monotonic() - since < SOON
+    assert process.exitcode == 128 + number
+    text = (folder / "err").read_text()
+    line = f"stopped; what is done is stored in {OUT[kind]}: run the same command again to go on"
+    assert text.strip().splitlines()[-1].endswith(line)
+    assert text.count("stopped") == 1
+    assert "Traceback" not in text
+    assert stored(kind, folder) >= before
+    assert not [path.name for path in folder.rglob(".*")]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JOBS if kind != "workers"])  # see test_workers.py
+def test_a_kill_leaves_what_was_stored_and_no_process(folder, kind):
+    process = begin(folder, JOBS[kind])
+    wait_for(lambda: stored(kind, folder) or process.exitcode is not None)
+    before = stored(kind, folder)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    wait_for(lambda: not session(process.pid), 5)
+    assert stored(kind, folder) >= before > 0
+
+
+def test_a_killed_job_leaves_no_files_once_it_goes_on(folder):
+    process = begin(folder, JOBS["train"])
+    wait_for(lambda: stored("train", folder) or process.exitcode is not None)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    n = len(list(folder.rglob(".*.holder")))
+    again = begin(folder, JOBS["train"])  # it takes over the locks, and the temporary files
+    wait_for(lambda: (folder / "err").read_text().count("taking over") == n > 0, 30)
+    os.kill(again.pid, signal.SIGTERM)
+    again.join()
+    assert again.exitcode == 143
+    assert not [path.name for path in folder.rglob(".*")]
+
+
+def compute(folder: Path) -> None:
+    with stoppable(lambda number: (folder / "said").write_text(str(number))):
+        (folder / "begun").touch()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # in one instruction of Python, for many minutes
+
+
+def test_compiled_code_does_not_delay_the_end(tmp_path):
+    process = CONTEXT.Process(target=compute, args=(tmp_path,))
+    process.start()
+    wait_for((tmp_path / "begun").exists)
+    since = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert time.monotonic() - since < SOON
+    assert process.exitcode == 143
+    assert (tmp_path / "said").read_text() == "15"
+
+
+def press(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+def test_signals_are_handled_as_before_afterwards():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with stoppable(lambda number: None) as received:
+        with pytest.raises(Stopped) as caught:
+            press(signal.SIGHUP)
+        with interrupt_between_steps() as waiting:
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Stopped):
+                press(signal.SIGTERM)
+    assert caught.value.number == signal.SIGHUP
+    assert received == [signal.SIGHUP, signal.SIGTERM]
+    assert waiting == [signal.SIGTERM]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    assert "landscape-stop" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_nohup_is_respected():
+    code = (
+        "import os, signal; from landscape.interruption import stoppable\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with stoppable(print): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print('on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "on\n"
+
+
+DATA = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+
+
+def mlp(seed):
+    return build("mlp", seed=seed, input_shape=(1, 8, 8), classes=3)
+
+
+def with_batch_norm(seed):
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3))
+
+
+@pytest.mark.parametrize(("make", "optimizer"), [(mlp, "adam"), (with_batch_norm, "momentum"), (mlp, "lbfgs")])
+def test_networks_in_training_go_on_bit_for_bit(make, optimizer, tmp_path, monkeypatch):
+    settings = {"seeds": range(5), "optimizer": optimizer, "epochs": 3, "batch_size": 16, "group": 2, "progress": False}
+    whole = train_many(make, DATA, **settings)
+    from landscape import group
+
+    keep, calls = group.Kept.keep, []
+
+    def stop_now_and_then(*arguments, **options):
+        keep(*arguments, **options)
+        calls.append(0)
+        if len(calls) in (2, 9, 10, 21):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(group.Kept, "keep", stop_now_and_then)
+    path = tmp_path / "state.pt"
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            train_many(make, DATA, state=path, interval=0, **settings)
+    for found in (train_many(make, DATA, state=path, **settings), train_many(make, DATA, state=path, **settings)):
+        assert torch.equal(found.thetas, whole.thetas)
+        for name, values in whole.buffers.items():
+            assert torch.equal(found.buffers[name], values)
+        for name, values in whole.history.items():
+            np.testing.assert_array_equal(found.history[name], values)
+        np.testing.assert_array_equal(found.steps, whole.steps)
+    with pytest.raises(ValueError, match="holds the state of other networks"):
+        train_many(make, DATA, state=path, **{**settings, "epochs": 4})
+
+
+def test_ctrl_c_keeps_the_step_of_networks_in_training(tmp_path, monkeypatch):
+    calls = []
+
+    def forward(model, batch):
+        calls.append(0)
+        if len(calls) == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        return model(batch[0])
+
+    settings = {"seeds": range(3), "epochs": 30, "batch_size": 16, "progress": False, "state": tmp_path / "state.pt"}
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on from there"):
+        train_many(mlp, DATA, forward=forward, **settings)
+    assert read_state(tmp_path / "state.pt", {})["group"]["step"] > 10
+
+
+def test_short_training_writes_no_state(tmp_path):
+    train_many(mlp, DATA, seeds=range(2), epochs=1, progress=False, state=tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())

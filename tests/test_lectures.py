@@ -1,0 +1,133 @@
+"""The page of the lecture: every figure drawn, also those in 3-D, on wide and narrow screens, and nothing fetched."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]
+KEYS = [f"L{i}" for i in range(1, 13)]
+
+
+def run(monkeypatch, *arguments):
+    import lecture_figures
+
+    monkeypatch.setattr(sys, "argv", ["lecture_figures.py", "--workers", "1", *map(str, arguments)])
+    lecture_figures.main()
+
+
+@pytest.fixture(scope="module")
+def out(scripts, lecture_folder):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = lecture_folder("L1").parents[2]
+        run(monkeypatch, "--quick", "--data", "digits", "--out", folder)
+        return folder
+
+
+def test_captions_and_numbers_are_written(out):
+    written = json.loads((out / "lecture.json").read_text())
+    assert written["command"] == "python scripts/lecture_figures.py --data digits --quick"
+    assert list(written["figures"]) == KEYS
+    text = (out / "lecture.md").read_text()
+    for key, figure in written["figures"].items():
+        assert figure["numbers"], key
+        assert 1 <= figure["caption"].count(". ") + 1 <= 6, key
+        assert f"## {key}  {figure['title']}\n\n{figure['caption']}" in text
+        assert list(out.glob(f"{key}_*.html")), key
+    assert "mnist" not in text.lower(), "on digits, nothing may be said of other data"
+
+
+def test_of_some_figures_the_page_still_has_all(out, monkeypatch, capsys):
+    from lecture import activations
+
+    monkeypatch.setattr(activations, "TITLE", "Changed")
+    run(monkeypatch, "--quick", "--data", "digits", "--out", out, "--only", "L1")
+    assert "L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12" in capsys.readouterr().out
+    assert "L1  Changed" in (out / "index.html").read_text()
+
+
+def test_other_data_and_sizes_are_stored_apart(monkeypatch, tmp_path):
+    from lecture_figures import store_name
+
+    assert store_name("digits", quick=True) == "quick_without_mnist_without_cifar10"
+    monkeypatch.delenv("LANDSCAPE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store_name("found", quick=False) == "whole_without_mnist_without_cifar10"
+
+
+def test_several_processes_make_the_same_figures(out, tmp_path):
+    arguments = ["--quick", "--data", "digits", "--only", "L1", "L2", "--out", str(tmp_path), "--workers", "2"]
+    script = Path(__file__).parents[1] / "scripts" / "lecture_figures.py"
+    subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, timeout=120)
+    numbers = [
+        json.loads((folder / "lecture.json").read_text())["figures"]["L2"]["numbers"] for folder in (out, tmp_path)
+    ]
+    assert numbers[0] == numbers[1]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_figure_is_drawn_and_fits(browser, out, width):
+    tab = browser.new_page(viewport={"width": width, "height": 844})
+    requests, errors = [], []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((out / "index.html").as_uri())
+    plots = tab.evaluate("[...document.querySelectorAll('.plotly-graph-div')].map(plot => plot.id)")
+    assert {int(plot.split("-")[1]) for plot in plots} == set(range(1, 13))
+    for plot in plots:
+        tab.evaluate("id => document.getElementById(id).scrollIntoView({block: 'center'})", plot)
+        tab.wait_for_function("id => document.querySelector(`#${id} .main-svg`) !== null", arg=plot)
+        in_3d = tab.evaluate("id => document.getElementById(id)._fullLayout._subplots.gl3d?.length ?? 0", plot)
+        if in_3d:
+            assert colors(tab, plot) > 200, plot
+        right = tab.evaluate("id => document.querySelector(`#${id} .main-svg`).getBoundingClientRect().right", plot)
+        assert right <= width
+        outside = tab.evaluate(OUTSIDE, plot)
+        assert outside == [], f"{plot}: text is cut off"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert requests == [(out / "index.html").as_uri()]
+    assert errors == []
+
+
+# texts of a figure that are not wholly inside its frame
+OUTSIDE = """id => {
+  const plot = document.getElementById(id), frame = plot.getBoundingClientRect();
+  return [...plot.querySelectorAll("text")].filter((text) => {
+    const box = text.getBoundingClientRect();
+    return box.width && (box.left < frame.left - 2 || box.right > frame.right + 2 || box.top < frame.top - 2
+      || box.bottom > frame.bottom + 2) && getComputedStyle(text).visibility !== "hidden";
+  }).map((text) => text.textContent);
+}"""
+
+
+def colors(tab, plot):
+    """How many colors the image of a figure has: a scene that was not drawn has few."""
+    return tab.evaluate(
+        """async (id) => {
+          const image = new Image();
+          image.src = await Plotly.toImage(id, {format: "png", width: 300, height: 300});
+          await image.decode();
+          const canvas = document.createElement("canvas");
+          canvas.width = canvas.height = 300;
+          const context = canvas.getContext("2d");
+          context.drawImage(image, 0, 0);
+          return new Set(new Uint32Array(context.getImageData(0, 0, 300, 300).data.buffer)).size;
+        }""",
+        plot,
+    )
