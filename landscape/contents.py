@@ -5,7 +5,6 @@ can be of any structure. Files of this package need none of that, nor do those i
 """
 
 import mmap
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +61,7 @@ def _broken_heap(file: h5py.File) -> str | None:
 
 def _strange(file: h5py.File) -> str | None:
     """Return what must not be in a file; None if there is nothing."""
-    size = os.path.getsize(file.filename)
+    size = file.id.get_filesize()
     groups = [(file["/"].id, "")]
     seen, n_bytes = {h5o.get_info(groups[0][0]).addr}, 0
     while groups:
@@ -187,7 +186,7 @@ def read_text(group: h5py.Group, name: str) -> str:
 
 def _texts(data: h5py.Dataset) -> Array:
     """Read text, a block at a time: all entries of a hostile file may refer to the same long one."""
-    size = os.path.getsize(data.file.filename)
+    size = data.file.id.get_filesize()  # by the open file: a job may have put a new one in its place
     if data.shape == ():
         return np.array(_decoded(data[()]))
     block, n_bytes, texts = max(1, _BLOCK // size), 0, []

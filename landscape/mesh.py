@@ -95,7 +95,13 @@ def export_mesh(
     with replacing(path) as temporary:
         named = temporary.with_suffix(suffix)  # pyvista chooses the writer by the suffix
         try:
-            mesh.save(named)
+            try:
+                mesh.save(named)
+                named.stat()  # on a full disk VTK removes what it wrote, and says that it failed, or nothing
+            except Exception:
+                with temporary.open("wb") as file:  # is there room? If not, this says so
+                    file.write(bytes(2 * 1024 * mesh.actual_memory_size))
+                raise
             os.replace(named, temporary)
         finally:
             named.unlink(missing_ok=True)

@@ -171,6 +171,14 @@ class Recorder:
         """Write what is held in memory to the disk now."""
         self._lock.check()
         self._written = time.monotonic()
+        if self._tail and not self._tail.file.exists():  # removed by somebody; its rows are in memory
+            self._tail = None
+        for segment in self._segments[-1:]:
+            if not segment.file.exists():
+                raise FileNotFoundError(
+                    f"{segment.file} was removed while {self.path} was recorded; it held rows {segment.first} to "
+                    f"{segment.stop - 1}: put it back, or record into another file"
+                )
         if len(self._rows) == (self._tail.stop - self._tail.first if self._tail else 0):
             return
         first = self._segments[-1].stop if self._segments else 0

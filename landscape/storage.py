@@ -304,7 +304,9 @@ def _open_hdf5(path: str | os.PathLike) -> tuple[h5py.File, bool]:
             unchanged = False
         except BaseException:
             file.close()
-            raise
+            if os.path.exists(path) and _state(os.stat(path)) == before:
+                raise
+            unchanged = False
         if unchanged:
             return file, checked
         file.close()  # a job has put a new one in its place meanwhile, or removed it

@@ -164,6 +164,8 @@ class Surface:
             ValueError: It is damaged or no surface.
         """
         path = Path(path)
+        progress = progress_path(path)
+        had_progress = progress.exists()
         with read_hdf5(path, "surface") as file:
             axes = {name: read_array(file, name, [None]) for name in _names(file, "axes")}
             metrics, shape = _names(file, "metrics"), tuple(map(len, axes.values()))
@@ -184,8 +186,7 @@ class Surface:
                 path=path,
             )
             _check_fits(surface, os.fspath(path))
-        progress = progress_path(path)
-        if progress.exists():
+        try:
             with read_hdf5(progress, "progress") as file:
                 if read_json(file, "record/fingerprint", dict) == identity:
                     values, done = _read_values(file, metrics, shape)
@@ -193,6 +194,9 @@ class Surface:
                         surface.values, surface.done = values, done
                 else:
                     log.warning("%s belongs to another surface than %s and is ignored", progress, path)
+        except FileNotFoundError:  # none, or a job has just ended and put all into the one file
+            if had_progress:
+                return cls.load(path, vectors)
         return surface
 
     def save(self, path: str | os.PathLike) -> None:

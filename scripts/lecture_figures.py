@@ -1,7 +1,7 @@
 """Make the lecture's figures L1 to L12 and the page that shows them.
 
     python scripts/lecture_figures.py [--only L7 L8] [--data found|digits|download] [--quick] [--workers 2]
-        [--out results/lecture]
+        [--formats html png svg] [--out results/lecture]
 
 Every figure is computed. What takes long is stored below `OUT/_runs` and continued after a stop. Written are
 `index.html` with all figures that have been made, each figure as HTML, PNG and SVG, and `lecture.json` and
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from landscape import report
 from landscape.figures import browser_missing, save_figures
+from landscape.figures.image import FORMATS
 from landscape.storage import replacing
 
 MODULES = {
@@ -58,6 +59,9 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes; default: one per processor"
     )
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, help="of single figures; default: all that can be drawn"
+    )
     parser.add_argument("--out", type=Path, help="default: results/lecture, or results/lecture_quick")
     chosen = parser.parse_args()
     out = chosen.out or Path("results/lecture_quick" if chosen.quick else "results/lecture")
@@ -77,7 +81,7 @@ def main() -> None:
 
         for key in in_processes(job, seconds, chosen.workers, show):
             bar.set_description(f"{key} made")
-            save_figures(figures_of(load(runs, key)["figures"], key), out)
+            save_figures(figures_of(load(runs, key)["figures"], key), out, chosen.formats)
     made = {key: entry for key in MODULES if (entry := load(runs, key))}
     write_page(made, out, command_of(chosen))
     missing = browser_missing()
@@ -93,18 +97,18 @@ class Job:
     data: str
 
     def make(self, key: str, report: Callable[[float], None]) -> None:
-        """Draw a figure and store it, with the seconds that it took until it was whole for the first time."""
+        """Draw a figure and store it, with the seconds that it took if nothing was stored before."""
         torch.set_num_threads(1)  # the digits are the same for any number of processes
         folder = self.runs / key
         folder.mkdir(parents=True, exist_ok=True)
-        earlier, begin = load(self.runs, key), time.perf_counter()
+        earlier, begin, is_new = load(self.runs, key) or {}, time.perf_counter(), not any(folder.iterdir())
         module = import_module(f"lecture.{MODULES[key]}")
         drawn: Drawn = module.draw(Setting(folder, self.quick, self.data, report))
         entry = {
             "title": module.TITLE,
             "caption": drawn.caption,
             "numbers": drawn.numbers,
-            "seconds": earlier["seconds"] if earlier else time.perf_counter() - begin,
+            "seconds": time.perf_counter() - begin if is_new else earlier.get("seconds"),
             "figures": {name: json.loads(pio.to_json(figure)) for name, figure in drawn.figures.items()},
         }
         with replacing(self.runs / f"{key}.json") as temporary:
@@ -195,9 +199,7 @@ def figures_of(stored: dict[str, dict], key: str) -> dict[str, go.Figure]:
 
 def write_page(made: dict[str, dict[str, Any]], out: Path, command: str) -> None:
     """Write the page, and captions and numbers as Markdown and JSON."""
-    seconds = sum(entry["seconds"] for entry in made.values())
-    facts_of_run = f"`{command}`: {seconds / 60:.0f} minutes of one processor. The numbers are in lecture.json."
-    sections, text = [], ["# The lecture's figures", "", facts_of_run, ""]
+    sections, text = [], ["# The lecture's figures", "", f"`{command}`; the numbers are in lecture.json.", ""]
     for key, entry in made.items():
         figures = figures_of(entry["figures"], key)
         links = [(path.name, path.name) for name in figures for path in sorted(out.glob(f"{name}.*"))]

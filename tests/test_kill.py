@@ -33,6 +33,7 @@ JOBS = {
 }
 OUT = {"train": "run", "surface": "surface.h5", "workers": "surface.h5", "restarts": "study.h5", "minima": "minima.h5"}
 CONTEXT = multiprocessing.get_context("forkserver")
+STARTED: list[multiprocessing.Process] = []
 CONTEXT.set_forkserver_preload(["landscape.cli", "landscape.evaluation", "landscape.minima.survey"])
 
 
@@ -50,7 +51,19 @@ def job(folder: Path, words: str) -> None:
 def begin(folder: Path, words: str) -> multiprocessing.Process:
     process = CONTEXT.Process(target=job, args=(folder, words))
     process.start()
+    STARTED.append(process)
     return process
+
+
+@pytest.fixture(autouse=True)
+def end_what_is_left():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        for number in session(process.pid):
+            os.kill(number, signal.SIGKILL)
+        if process.is_alive():
+            process.kill()
 
 
 def wait_for(condition, seconds=60.0):
@@ -87,7 +100,7 @@ def stored(kind: str, folder: Path) -> int:
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     words = f"train {NETWORK} --limit 1797 --epochs 1 --batch-size 256 --out run"
-    study = "restarts --model mlp --set widths=[3] activation=tanh --data xor --seeds 1000 --epochs 1 --penalty 1e-3"
+    study = "restarts --model mlp --set widths=[3] activation=tanh --data xor --seeds 500 --epochs 1 --penalty 1e-3"
     for line in (words, f"{study} --out many.h5"):
         process = begin(folder, line)
         process.join()
@@ -117,7 +130,7 @@ def test_a_signal_stops_a_job(folder, kind, number):
         os.killpg(process.pid, number)  # as a terminal does
     else:
         os.kill(process.pid, number)
-    process.join()
+    process.join(30)
     wait_for(lambda: not session(process.pid), 5)
     assert time.monotonic() - since < SOON
     assert process.exitcode == 128 + number
@@ -136,7 +149,7 @@ def test_a_kill_leaves_what_was_stored_and_no_process(folder, kind):
     wait_for(lambda: stored(kind, folder) or process.exitcode is not None)
     before = stored(kind, folder)
     os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.join(30)
     assert process.exitcode == -signal.SIGKILL
     wait_for(lambda: not session(process.pid), 5)
     assert stored(kind, folder) >= before > 0
@@ -146,12 +159,12 @@ def test_a_killed_job_leaves_no_files_once_it_goes_on(folder):
     process = begin(folder, JOBS["train"])
     wait_for(lambda: stored("train", folder) or process.exitcode is not None)
     os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.join(30)
     n = len(list(folder.rglob(".*.holder")))
     again = begin(folder, JOBS["train"])  # it takes over the locks, and the temporary files
     wait_for(lambda: (folder / "err").read_text().count("taking over") == n > 0, 30)
     os.kill(again.pid, signal.SIGTERM)
-    again.join()
+    again.join(30)
     assert again.exitcode == 143
     assert not [path.name for path in folder.rglob(".*")]
 
@@ -165,10 +178,11 @@ def compute(folder: Path) -> None:
 def test_compiled_code_does_not_delay_the_end(tmp_path):
     process = CONTEXT.Process(target=compute, args=(tmp_path,))
     process.start()
+    STARTED.append(process)
     wait_for((tmp_path / "begun").exists)
     since = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
-    process.join()
+    process.join(30)
     assert time.monotonic() - since < SOON
     assert process.exitcode == 143
     assert (tmp_path / "said").read_text() == "15"

@@ -68,8 +68,8 @@ def test_all_networks_learn_and_are_drawn_on_one_scale(drawn):
         assert tuple(alone.layout.scene.zaxis.range) == (scale.cmin, scale.cmax)
         assert alone.layout.scene.camera == drawn.figures["dense"].layout.scene.camera
         np.testing.assert_array_equal(bowl.z, trace.z)
-        text = f"{drawn.numbers[name]['parameters']:,} parameters"
-        assert text in alone.layout.title.subtitle.text
+        text = f"{drawn.numbers[name]['parameters']:,}"
+        assert f"{text} parameters" in alone.layout.title.subtitle.text
         assert any(name in note.text and text in note.text for note in figure.layout.annotations)
 
 

@@ -20,6 +20,7 @@ from landscape.cli.texts import Printable
 from landscape.interruption import Stopped, stoppable
 
 _CONTINUED = ("demo", "train", "surface", "restarts", "minima")  # by the same command
+_NO_MEMORY = re.compile("can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE)
 _MISTAKES = (
     *(ValueError, TypeError, ImportError, FileNotFoundError, FileExistsError, IsADirectoryError),
     *(NotADirectoryError, PermissionError),
@@ -49,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.debug:
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, (*_MISTAKES, OSError)):
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+                text = (
+                    f"not enough memory ({text}): free some, or let less be held at once (--memory, --chunk-size, "
+                    "--batch-size, --limit, --workers); what was stored is intact"
+                )
+            elif not isinstance(error, (*_MISTAKES, OSError)):
                 text = f"{type(error).__name__}: {text} (--debug shows where)"
             print(f"landscape {options.command}: {text}", file=Printable(sys.stderr))
             return 2 if isinstance(error, _MISTAKES) else 1
