@@ -1,6 +1,7 @@
 """What the tests share: two threads at most, and small problems with known answers."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,3 +46,16 @@ def lecture_folder(tmp_path_factory):
         return path
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, or a skip that says how to get one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with playwright.sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

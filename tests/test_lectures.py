@@ -1,12 +1,12 @@
 """The page of the lecture: every figure drawn, also those in 3-D, on wide and narrow screens, and nothing fetched."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pages import colors
 
 pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]
 KEYS = [f"L{i}" for i in range(1, 13)]
@@ -69,18 +69,6 @@ def test_several_processes_make_the_same_figures(out, tmp_path):
     assert numbers[0] == numbers[1]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_figure_is_drawn_and_fits(browser, out, width):
     tab = browser.new_page(viewport={"width": width, "height": 844})
@@ -117,20 +105,3 @@ OUTSIDE = """id => {
       || box.bottom > frame.bottom + 2) && getComputedStyle(text).visibility !== "hidden";
   }).map((text) => text.textContent);
 }"""
-
-
-def colors(tab, plot):
-    """How many colors the image of a figure has: a scene that was not drawn has few."""
-    return tab.evaluate(
-        """async (id) => {
-          const image = new Image();
-          image.src = await Plotly.toImage(id, {format: "png", width: 300, height: 300});
-          await image.decode();
-          const canvas = document.createElement("canvas");
-          canvas.width = canvas.height = 300;
-          const context = canvas.getContext("2d");
-          context.drawImage(image, 0, 0);
-          return new Set(new Uint32Array(context.getImageData(0, 0, 300, 300).data.buffer)).size;
-        }""",
-        plot,
-    )

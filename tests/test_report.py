@@ -1,10 +1,10 @@
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import colors
 
 from landscape.figures import plot_contour, plot_descent, plot_history, plot_line, plot_surface, plot_volume
 from landscape.report import Section, page, surface_sections
@@ -163,18 +163,6 @@ def test_warnings_are_counted_and_the_file_is_linked(tmp_path):
 # ---------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 def visit(browser, path, width):
     """Open a page; return it with the requests and errors it made, when all figures are drawn."""
     tab = browser.new_page(viewport={"width": width, "height": 844})
@@ -225,20 +213,7 @@ def test_every_figure_is_drawn_and_fits(screen, figures_page, request):
     assert len(boxes) >= 6
     assert max(boxes) <= width
     for number in (2, 3):  # WebGL: the image has many colors, so something was drawn
-        colors = tab.evaluate(
-            """async (id) => {
-              const image = new Image();
-              image.src = await Plotly.toImage(id, {format: "png", width: 300, height: 300});
-              await image.decode();
-              const canvas = document.createElement("canvas");
-              canvas.width = canvas.height = 300;
-              const context = canvas.getContext("2d");
-              context.drawImage(image, 0, 0);
-              return new Set(new Uint32Array(context.getImageData(0, 0, 300, 300).data.buffer)).size;
-            }""",
-            f"figure-{number}",
-        )
-        assert colors > 500
+        assert colors(tab, f"figure-{number}") > 500
 
 
 def test_more_scenes_than_a_browser_keeps_are_drawn_in_turn_and_come_back_as_they_were_left(browser, tmp_path):

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -407,18 +406,6 @@ def test_no_name_becomes_a_tag(pages):
             if tag == "a":
                 assert urlsplit(given["href"]).scheme in ("", "data"), given
         assert any("default-src 'none'" in given.get("content", "") for tag, given in tags if tag == "meta")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 # links within drawings, links to other places, and what only a name could have brought

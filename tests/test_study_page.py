@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import shutil
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
@@ -278,18 +277,6 @@ class TestPage:
 
 def _chapters(html):
     return [i for i, section in enumerate(html[1], start=1) if section.chapter]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with playwright.sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_on_screens_of_any_width(browser, html):
