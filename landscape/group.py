@@ -253,9 +253,9 @@ def batches_of(orders: Sequence[Order], step: int = 0) -> Iterator[tuple[Batch, 
         yield from ((batch, False) for batch in orders[0].batches(step))
     begun, first = divmod(step, orders[0].n_steps)
     for epoch in itertools.count(begun):
-        of_steps = list(zip(*(order.rows(epoch) for order in orders), strict=True))
-        for rows in of_steps[first if epoch == begun else 0 :]:
-            yield take(orders[0].whole, torch.stack(rows)), True
+        rows = torch.stack([order.permutation(epoch) for order in orders])
+        for cut in orders[0].cuts[first if epoch == begun else 0 :]:
+            yield take(orders[0].whole, rows[:, cut]), True
 
 
 def group_size(objective: Objective, outputs: float) -> int:

@@ -33,6 +33,27 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return (output - largest[:, None]).exp().sum(dim=1, dtype=torch.float64).log() + (largest - of_target)
 
 
+def cross_entropy_slope(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the softmax cross-entropy of each sample, and its derivative by the logits, `softmax(h) - e_y`.
+
+    For training, which needs no second derivatives: faster than what autograd makes of `cross_entropy`.
+
+    Args:
+        output: Logits `h`, `[..., b, c]`.
+        target: Class indices, `[..., b]`.
+
+    Returns:
+        The values of `cross_entropy`, `[..., b]` float64; the derivatives `[..., b, c]`, of the output's type.
+    """
+    target = target[..., None].long()
+    largest = output.amax(dim=-1, keepdim=True)
+    weights = (output - largest).exp()
+    total = weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    losses = total.log() + (largest - output.gather(-1, target))
+    slope = weights.div_(total.to(output.dtype))
+    return losses.squeeze(-1), slope.scatter_add_(-1, target, slope.new_tensor(-1.0).expand(target.shape))
+
+
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
     """Tell for each sample whether its class has the largest logit: 1 or 0, a tie counts as 1.
 

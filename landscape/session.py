@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from landscape.checkpoint import load_torch
 from landscape.contents import Number, check_value
 from landscape.data import Batch, Batches, batch_size, split_batch
+from landscape.losses import cross_entropy, cross_entropy_slope, default_loss, is_classification
 from landscape.objective import Objective, check_differentiable
 from landscape.program import call_model
 from landscape.storage import read_sealed, write_sealed
@@ -42,6 +43,7 @@ class Order:
         size: Samples per step, None for batches as they came.
         n_steps: Steps per epoch.
         whole: The data as one batch, None for batches as they came.
+        cuts: Which part of the permutation of an epoch each of its steps takes; empty for batches as they came.
 
     Raises:
         ValueError: `size` is given for data that cannot be cut.
@@ -51,6 +53,7 @@ class Order:
         self._seed = seed
         self.size: int | None = None
         self.whole: Batch | None = None
+        self.cuts: tuple[slice, ...] = ()
         self._items: tuple[Batch, ...] = ()
         if not batches.stackable:
             if size is not None:
@@ -64,31 +67,29 @@ class Order:
         n = batches.n_samples
         self.size = n if size is None else min(size, n)
         self.whole = next(batches.chunks(n))
-        self._cuts = [*range(0, n, self.size), n]
-        if self.size > 1 and self._cuts[-1] - self._cuts[-2] == 1 and len(self._cuts) > 2:
-            del self._cuts[-2]
-        self.n_steps = len(self._cuts) - 1
+        ends = [*range(0, n, self.size), n]
+        if self.size > 1 and ends[-1] - ends[-2] == 1 and len(ends) > 2:
+            del ends[-2]
+        self.cuts = tuple(slice(*pair) for pair in pairwise(ends))
+        self.n_steps = len(self.cuts)
 
     def batches(self, step: int) -> Iterator[Batch]:
         """Yield the batches from a step on, without end."""
         while True:
             epoch, first = divmod(step, self.n_steps)
             if self.whole is None:
-                permutation = self._permutation(epoch, len(self._items))
-                yield from (self._items[i] for i in permutation[first:])
+                yield from (self._items[i] for i in self.permutation(epoch)[first:])
             elif self.n_steps == 1:
                 yield self.whole
             else:
-                yield from (take(self.whole, rows) for rows in self.rows(epoch)[first:])
+                rows = self.permutation(epoch)
+                yield from (take(self.whole, rows[cut]) for cut in self.cuts[first:])
             step += self.n_steps - first
 
-    def rows(self, epoch: int) -> list[Tensor]:
-        """Return which samples each step of an epoch takes, of data that can be cut: `n_steps` times `[b]`, int64."""
-        permutation = torch.from_numpy(self._permutation(epoch, self._cuts[-1]))
-        return [permutation[start:stop] for start, stop in pairwise(self._cuts)]
-
-    def _permutation(self, epoch: int, n: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch, 0]).permutation(n)
+    def permutation(self, epoch: int) -> Tensor:
+        """Return the order in an epoch of the samples, or of the batches as they came, `[n]` int64."""
+        n = len(self._items) if self.whole is None else self.cuts[-1].stop
+        return torch.from_numpy(np.random.default_rng([self._seed, epoch, 0]).permutation(n))
 
 
 def take(batch: Any, rows: Tensor) -> Any:
@@ -188,9 +189,7 @@ class Session:
             # within a step every evaluation sees the same random numbers: a line search needs a function
             _seed_generators(seed, device)
             self.optimizer.zero_grad()
-            loss = self.loss(batch)
-            loss.backward()
-            return loss.detach()
+            return self.differentiate(batch)
 
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             loss = float(self.optimizer.step(closure))
@@ -229,18 +228,33 @@ class Session:
             raise ValueError(f"the stored state does not fit this network and optimizer: {error}") from error
         self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
 
+    def differentiate(self, batch: Batch) -> Tensor:
+        """Compute the loss of a batch with the network as it is, detached, and add its gradient to the parameters'."""
+        output, target = self._output(batch), split_batch(batch)[1]
+        if found := loss_and_slope(self.objective, output, target):
+            output.backward(found[1])
+            return found[0]
+        loss = self._loss(output, batch)
+        loss.backward()
+        return loss.detach()
+
     def loss(self, batch: Batch) -> Tensor:
         """Compute the loss of a batch with the network as it is, to be differentiated."""
-        inputs, target = split_batch(batch)
+        return self._loss(self._output(batch), batch)
+
+    def _output(self, batch: Batch) -> Any:
+        inputs = split_batch(batch)[0]
         try:
-            output = self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
+            return self._forward(self.network, batch) if self._forward else call_model(self.network, inputs)
         except ValueError as error:
             if "per channel when training" not in str(error):
                 raise
             raise ValueError(
                 f"batch norm cannot be trained on a batch of one sample: use larger batches ({error})"
             ) from error
-        value = self.objective.loss(output, target)
+
+    def _loss(self, output: Any, batch: Batch) -> Tensor:
+        value = self.objective.loss(output, split_batch(batch)[1])
         check_differentiable(value)
         return reduce_loss(value, batch, self.objective.reduction)
 
@@ -269,6 +283,30 @@ def read_state(path: Path, structure: Mapping[str, Any] = _STATE) -> dict[str, A
         text = f"{path} is damaged, or no state of a training run: restore it from a copy ({error})"
         raise ValueError(text) from error
     return state
+
+
+def loss_and_slope(objective: Objective, output: Any, target: Any) -> tuple[Tensor, Tensor] | None:
+    """Compute the cross-entropy of a batch and its derivative by the output, where that is the loss.
+
+    Args:
+        objective: What is minimized.
+        output: Of a network `[b, c]`, or of several `[n, b, c]`.
+        target: `[b]` or `[n, b]`.
+
+    Returns:
+        The loss, 0-D or `[n]`, float64; the derivative, shaped as the output. None where the loss is another one.
+    """
+    if objective.loss not in (default_loss, cross_entropy) or not isinstance(output, Tensor):
+        return None
+    if not isinstance(target, Tensor) or target.shape != output.shape[:-1] or not output.requires_grad:
+        return None
+    first = (output, target) if output.ndim == 2 else (output[0], target[0])
+    if not is_classification(*first):
+        return None
+    values, slope = cross_entropy_slope(output.detach(), target)
+    if objective.reduction == "mean":
+        return values.mean(dim=-1), slope.div_(output.shape[-2])
+    return values.mean(dim=-1) * output.shape[-2], slope
 
 
 def reduce_loss(value: Tensor, batch: Batch, reduction: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from landscape.data import Batch, batch_size, split_batch
 from landscape.objective import Objective
 from landscape.program import Program
-from landscape.session import reduce_loss
+from landscape.session import loss_and_slope, reduce_loss
 
 # maps of each entry by itself, which do not care how many leading axes there are
 _ELEMENTWISE = (
@@ -91,9 +91,20 @@ class Stack:
         def loss(output: Any, part: Batch) -> Tensor:
             return reduce_loss(self.objective.loss(output, split_batch(part)[1]), part, self.objective.reduction)
 
-        losses = vmap(loss, in_dims=(0, 0 if own else None))(outputs, batch)
-        gradients = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
-        self.flat.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        target = split_batch(batch)[1]
+        if isinstance(target, Tensor) and not own:
+            target = target.expand(self.n_networks, *target.shape)
+        if found := loss_and_slope(self.objective, outputs, target):
+            losses, slope = found
+            gradients = torch.autograd.grad(outputs, self._leaves, slope, materialize_grads=True)
+        else:
+            losses = vmap(loss, in_dims=(0, 0 if own else None))(outputs, batch)
+            gradients = torch.autograd.grad(losses.sum(), self._leaves, materialize_grads=True)
+        if self.flat.grad is None:
+            self.flat.grad = torch.empty_like(self.flat)
+        parts = torch.split(self.flat.grad, [leaf.numel() for leaf in self._leaves])
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.view_as(gradient).copy_(gradient)
         for name, buffer in updated.items():
             if buffer.data_ptr() != self.buffers[name].data_ptr():
                 self.buffers[name].copy_(buffer)

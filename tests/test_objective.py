@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape.losses import accuracy, cross_entropy, describe_callable
+from landscape.losses import accuracy, cross_entropy, cross_entropy_slope, describe_callable
 from landscape.models import build
 from landscape.objective import Objective
 
@@ -57,6 +57,21 @@ def test_float32_losses_keep_their_digits_where_they_are_small():
     logits = torch.randn(4000, 10) + 18 * F.one_hot(target, 10)
     exact = F.cross_entropy(logits.double(), target).item()
     assert cross_entropy(logits, target).double().mean().item() == pytest.approx(exact, rel=2e-7)
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (3, 7, 4)])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_slope_of_the_cross_entropy_is_that_of_autograd(shape, scale):
+    torch.manual_seed(0)
+    logits = (scale * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    target = torch.randint(shape[-1], shape[:-1])
+    expected = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    losses, slope = cross_entropy_slope(logits.detach(), target)
+    torch.testing.assert_close(losses.flatten(), expected.detach(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), logits)[0], rtol=1e-12, atol=1e-13)
+    small, of_small = cross_entropy_slope(logits.detach().float(), target)
+    assert (small.dtype, of_small.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(of_small.double(), slope, rtol=1e-4, atol=1e-6 * scale)
 
 
 def test_accuracy_counts_ties_as_correct_and_nan_as_wrong():

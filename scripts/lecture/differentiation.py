@@ -411,31 +411,23 @@ def caption(numbers: dict[str, Any], network: str) -> str:
     """Say what is to be seen."""
     quotients, autograd = numbers["difference quotients"], numbers["error of automatic differentiation"]
     errors = "; ".join(
-        f"in {dtype} {quotients[f'forward, {dtype}']['smallest error']:.1e} by forward and "
-        f"{quotients[f'central, {dtype}']['smallest error']:.1e} by central quotients, {exact:.1e} by autograd"
+        f"in {dtype} {quotients[f'forward, {dtype}']['smallest error']:.1e}, "
+        f"{quotients[f'central, {dtype}']['smallest error']:.1e} and {exact:.1e}"
         for dtype, exact in autograd.items()
     )
-    depth = numbers["median smallest error of forward quotients in float32, by depth"]
     evaluations = numbers["evaluations that a gradient takes as long as, by number of parameters"]
     most = max(n for n, found in evaluations.items() if "differences" in found)
     takes = ", ".join(f"{value:,.{0 if value > 100 else 1}f} by {name}" for name, value in evaluations[most].items())
     factor = numbers["factor of the operations from one more layer"]["derivative by one weight"]
-    lowest = numbers["lowest cost of training, by step"]
-    ends = []
-    for h, cost in numbers["final cost of training, by step"].items():
-        if float(h) in numbers["steps with which training stalls"]:
-            ends.append(f"h = {h}: {cost:.3g}, stalled")
-        elif float(h) in numbers["steps with which the cost rises again"]:
-            ends.append(f"h = {h}: {cost:.3g}, after {lowest[h]:.3g}")
-        else:
-            ends.append(f"h = {h}: {cost:.3g}")
+    ends = numbers["final cost of training, by step"]
+    failing = [*numbers["steps with which training stalls"], *numbers["steps with which the cost rises again"]]
+    failed = [f"{float(h):g}" for h in sorted(map(float, ends)) if h in failing]
     return (
-        f"Relative errors of the gradient of a {network}, with the best step h: {errors}; those of forward quotients "
-        f"in float32 go from {depth[min(depth)]:.1e} to {depth[max(depth)]:.1e} between networks of "
-        f"{min(depth)} and {max(depth)} hidden layers. A gradient by {most:,} parameters takes as long as so many "
-        f"evaluations of the cost: {takes}; SymPy's derivative becomes {factor:.1f} times as long with one more layer. "
-        f"Gradient descent ends at a cost of {numbers['final cost of training with autograd']:.3g} with autograd, with "
-        f"forward quotients at ({'; '.join(ends)})."
+        f"Relative error of the gradient of a {network}, by forward and central quotients with their best step h and "
+        f"by autograd: {errors}. A gradient by {most:,} parameters takes as long as so many evaluations of the cost: "
+        f"{takes}; SymPy's derivative becomes {factor:.1f} times as long with one more layer. Gradient descent ends at "
+        f"a cost of {numbers['final cost of training with autograd']:.3g} with autograd; with forward quotients it "
+        f"stalls or rises again at h = {', '.join(failed)}."
     )
 
 

@@ -185,18 +185,15 @@ def describe(numbers: dict[str, Any]) -> str:
         return plain, f"{low} to {high}"
 
     start = numbers["full batch"]["gd"][COST][0]
-    full, mini, tenth = map(medians, ("full batch", "mini-batches", TENTH))
+    full, mini = map(medians, ("full batch", "mini-batches"))
     once = medians("mini-batches", 1, ACCURACY)
     failed = [claim.partition(" (")[0] for claim, holds in numbers["claims"].items() if not holds]
     return (
-        f"Four hidden layers of 10 tanh units and the softmax cost on {numbers['images']:,} images of "
-        f"{numbers['data']}, {EPOCHS} epochs in full batch ({EPOCHS} steps) and in mini-batches of "
-        f"{numbers['batch size']} ({numbers['steps in mini-batches']:,} steps); the step length is the largest 10^k "
-        "with which the median cost converges: it rises, in total, by less than "
-        f"{100 * UNREST:g} % of what it falls. From {start:.2f} the median cost falls to {full[0]} by plain descent "
-        f"and to {full[1]} by the others in full batch, and to {mini[0]} and {mini[1]} in mini-batches, where after "
-        f"one epoch {once[0]} % of the training images are right by plain descent and {once[1]} % by the others; "
-        f"with a tenth of the step lengths the cost falls there to {tenth[0]} and {tenth[1]}."
+        f"Four hidden layers of 10 tanh units on {numbers['images']:,} images of {numbers['data']}, {EPOCHS} epochs, "
+        "each optimizer with its largest step length 10^k that converges (the median cost rises, in total, by less "
+        f"than {100 * UNREST:g} % of what it falls). From {start:.2f} it falls to {full[0]} by plain descent and to "
+        f"{full[1]} by the others in full batch ({EPOCHS} steps), to {mini[0]} and {mini[1]} in mini-batches of "
+        f"{numbers['batch size']}, where after one epoch {once[0]} % and {once[1]} % of the training images are right."
         + (f" Of the lecture's statements these do not hold here: {'; '.join(failed)}." if failed else "")
     )
 
