@@ -50,7 +50,7 @@ def computational_graph(function: Callable[..., Tensor], *inputs: ArrayLike | Te
     code = getattr(function, "__code__", None)
     if code is None:
         raise TypeError(f"expected a Python function, got {function!r}: wrap it, lambda x: ...")
-    arguments = [torch.as_tensor(value).detach().to(torch.float64, copy=True).requires_grad_() for value in inputs]
+    arguments = [_real(f"input {i}", value).requires_grad_() for i, value in enumerate(inputs)]
     record = _Record(code, _names_outside(function) | _names_of_arguments(function, arguments))
     for tensor in arguments:
         record.number_of(tensor, "the function")
@@ -63,6 +63,17 @@ def computational_graph(function: Callable[..., Tensor], *inputs: ArrayLike | Te
     if not output.requires_grad:
         raise ValueError("the output does not depend differentiably on any input")
     return _graph(record, arguments, output, "f" if function.__name__ == "<lambda>" else function.__name__)
+
+
+def _real(name: str, value: ArrayLike | Tensor) -> Tensor:
+    """Return a copy of an input in float64."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number, an array or a tensor, got {type(value).__name__}") from error
+    if tensor.is_complex():
+        raise TypeError(f"{name} is {tensor.dtype}, expected real numbers")
+    return tensor.detach().to(torch.float64, copy=True)
 
 
 class _Use(NamedTuple):

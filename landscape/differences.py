@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.arguments import expect, real_number
 from landscape.objective import Objective
+from landscape.parameters import real_tensor
 
 KINDS = ("forward", "central")
 Function = Objective | Callable[[Tensor], Tensor]
@@ -92,15 +94,15 @@ def difference_gradient(function: Function, theta: Tensor, h: float, kind: str =
         `[p]` float64.
 
     Raises:
-        ValueError: `theta` is no vector of floating-point numbers, or h or kind are out of range.
-        TypeError: The function does not return a number in the precision of `theta`.
+        ValueError: `theta` is no vector, or h or kind are out of range.
+        TypeError: An argument of another type, or the function does not return a number in the precision of `theta`.
 
     Example:
         >>> theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
         >>> difference_gradient(lambda t: t.square().sum(), theta, 0.5, "central").tolist()
         [2.0, 4.0]
     """
-    _check(theta, [h])
+    _check(function, theta, [h])
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     value, _ = _value_and_gradient(function, theta.dtype)
@@ -144,10 +146,18 @@ def compare_gradients(
         >>> errors.best("forward", "float64")[0]
         1e-08
     """
-    steps = np.array(steps, dtype=np.float64)
+    try:
+        steps = np.array(steps, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"steps must be a sequence of numbers, got {steps!r}") from error
     if steps.ndim != 1 or not len(steps):
         raise ValueError(f"steps must be a sequence of numbers, got shape {list(steps.shape)}")
-    _check(theta, steps)
+    _check(function, theta, steps)
+    expect("dtypes", dtypes, Sequence, "a list of precisions, such as torch.float32")
+    if not dtypes or not all(isinstance(dtype, torch.dtype) and dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"dtypes must be floating-point precisions such as torch.float32, got {dtypes!r}")
+    if reference is not None and real_tensor("reference", reference).shape != theta.shape:
+        raise ValueError(f"reference has shape {list(reference.shape)}, expected that of theta, {list(theta.shape)}")
     p = len(theta)
     theta = theta.detach().to(max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)).double()
     value, gradient = _value_and_gradient(function, torch.float64)
@@ -187,12 +197,13 @@ def compare_gradients(
     )
 
 
-def _check(theta: Tensor, steps: Iterable[float]) -> None:
-    if theta.ndim != 1 or not theta.is_floating_point():
-        raise ValueError(f"theta must be a floating-point vector [p], got {theta.dtype} {list(theta.shape)}")
+def _check(function: Function, theta: Tensor, steps: Iterable[float]) -> None:
+    if not callable(function) and not isinstance(function, Objective):
+        raise TypeError(f"expected an Objective or a function from theta to a number, got {type(function).__name__}")
+    if real_tensor("theta", theta).ndim != 1 or not len(theta):
+        raise ValueError(f"theta must be a vector [p], got shape {list(theta.shape)}")
     for h in steps:
-        if not 0 < h < math.inf:
-            raise ValueError(f"the step h must be positive and finite, got {h}")
+        real_number("the step h", h, above=0)
 
 
 def _quotients(value: Callable[[Tensor], float], theta: Tensor, h: float, kind: str) -> Tensor:

@@ -1,7 +1,7 @@
 """What reaches each layer of the gradient, and where activations have no slope: does training get a signal?"""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.arguments import expect
 from landscape.data import batch_size
 from landscape.objective import Objective
 from landscape.parameters import Selection
@@ -82,14 +83,20 @@ def gradient_norms(
 
     Raises:
         ValueError: An unknown `by`, or a group without parameters.
+        TypeError: An argument of another type.
 
     Example:
         >>> norms = gradient_norms(objective)  # doctest: +SKIP
         >>> dict(zip(norms.names, norms.rms))  # doctest: +SKIP
         {'1': 9.9e-15, '3': 6.5e-14, '5': 2.4e-13}
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
     names = objective.layout.names
     if isinstance(by, Mapping):
+        for key, patterns in by.items():
+            expect(f"by[{key!r}]", patterns, (str, Sequence), "a pattern of parameter names, or several")
+            for pattern in patterns:
+                expect(f"a pattern of by[{key!r}]", pattern, str, "a text")
         groups = {key: [name for name in names if _matches(name, patterns)] for key, patterns in by.items()}
         if empty := [key for key, members in groups.items() if not members]:
             raise ValueError(f"no parameter in group(s) {', '.join(empty)}; the objective has: {', '.join(names)}")
@@ -135,19 +142,24 @@ def activation_slopes(
 
     Raises:
         ValueError: The network has no such module, or what enters one has not the samples on its first axis.
+        TypeError: An argument of another type.
 
     Example:
         >>> slopes = activation_slopes(objective)  # doctest: +SKIP
         >>> {name: slope.dead.mean() for name, slope in slopes.items()}  # doctest: +SKIP
         {'2': 0.02, '4': 0.1}
     """
+    expect("objective", objective, Objective, "an Objective (network, data and loss)")
+    expect("kinds", kinds, tuple, "a tuple of classes of modules")
+    for kind in kinds:
+        expect("an entry of kinds", kind, type, "a class of modules")
     modules = {name: module for name, module in objective.model.named_modules() if isinstance(module, kinds)}
     if not modules:
         raise ValueError(
             f"the model has no module of the kinds {', '.join(kind.__name__ for kind in kinds)}: pass kinds=(...), and "
             "write activations as modules, since calls such as F.relu cannot be seen"
         )
-    point = objective.origin if theta is None else theta.detach()
+    point = objective.origin if theta is None else objective.point(theta)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     n_calls: Counter[str] = Counter()
     n = 0  # samples of the batch in work

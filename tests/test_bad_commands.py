@@ -188,7 +188,6 @@ WRONG = {
         "folder.h5": "no file folder.h5",
         "empty.pt": "empty.pt is empty",
         "mine.py": "is no checkpoint",
-        "study.h5": "holds a study",
     },
     "export": {
         "plane.h5 plane.h5": "the surface itself",

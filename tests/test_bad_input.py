@@ -21,7 +21,7 @@ from landscape.arguments import expect, file_path, folder_path, real_number, who
 from landscape.comparison import compare_studies
 from landscape.figures.topology import topology_figures
 from landscape.surface import ProjectedTrajectory, Surface, lowest_point
-from landscape.topology import analyze
+from landscape.topology import analyze, descend, random_starts
 
 HELPFUL = (TypeError, ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 NAN, INF = math.nan, math.inf
@@ -331,6 +331,8 @@ AT_A_POINT = {
     "polish": lambda theta: landscape.polish(O, theta),
     "certify": lambda theta: landscape.certify(O, theta),
     "find_minimum": lambda theta: landscape.find_minimum(O, theta),
+    "gradient_norms": lambda theta: landscape.gradient_norms(O, theta),
+    "activation_slopes": lambda theta: landscape.activation_slopes(O, theta, (nn.Tanh,)),
     "barrier": lambda theta: landscape.barrier(O, O.origin, theta),
     "barrier from": lambda theta: landscape.barrier(O, theta, O.origin),
 }
@@ -350,6 +352,8 @@ OF_AN_OBJECTIVE = {
     "polish": landscape.polish,
     "certify": landscape.certify,
     "find_minimum": landscape.find_minimum,
+    "gradient_norms": landscape.gradient_norms,
+    "activation_slopes": landscape.activation_slopes,
     "barrier": lambda o: landscape.barrier(o, O.origin, O.origin),
     "barrier_matrix": lambda o: landscape.barrier_matrix(o, O.origin[None]),
 }
@@ -403,6 +407,113 @@ def test_another_precision_of_a_point_is_the_same_point():
     assert torch.equal(O.gradient(theta), O.gradient(theta.float()))
     assert torch.equal(theta, kept)
     assert not theta.requires_grad
+
+
+class TestGradients:
+    @table(
+        {
+            "by": [(v, "by must be 'module'") for v in ("layer", 3, None, ["0.weight"])]
+            + [({"a": "9.*"}, "no parameter in group"), ({"a": 3}, "a pattern of"), ({"a": [3]}, "a pattern of")],
+        }
+    )
+    def test_norms(self, name, value, words):
+        refuses(lambda: landscape.gradient_norms(O, **{name: value}), words)
+
+    @table(
+        {
+            "kinds": [
+                (nn.Tanh, "a tuple of classes"),
+                ((nn.ReLU,), "no module of the kinds ReLU"),
+                ((), "no module of the kinds"),
+                (("Tanh",), "a class of modules"),
+            ]
+        }
+    )
+    def test_slopes(self, name, value, words):
+        refuses(lambda: landscape.activation_slopes(O, **{name: value}), words)
+
+    @table(
+        {
+            "function": [(v, "expected an Objective or a function") for v in (3, None, "f")]
+            + [(lambda t: t, "0-D tensor in the precision"), (lambda t: 1.0, "0-D tensor in the precision")],
+            "theta": [
+                ([1.0], "a torch tensor"),
+                (torch.ones(2, 2), r"a vector \[p\]"),
+                (torch.ones(0), r"a vector \[p\]"),
+                (torch.ones(2, dtype=torch.cfloat), "real floating-point"),
+            ],
+            "h": [(v, "the step h must be a finite number") for v in NO_POSITIVE],
+            "kind": [(v, "kind must be one of") for v in ("backward", None)],
+        }
+    )
+    def test_difference_quotients(self, name, value, words):
+        arguments = {"function": torch.sum, "theta": torch.ones(2, dtype=torch.float64), "h": 0.1, name: value}
+        refuses(lambda: landscape.difference_gradient(**arguments), words)
+
+    @table(
+        {
+            "steps": [
+                (0.1, "a sequence of numbers"),
+                ([], "a sequence of numbers"),
+                ("ab", "a sequence of numbers"),
+                ([0.1, NAN], "the step h"),
+            ],
+            "dtypes": [(v, "precisions") for v in (torch.float32, [], ["float32"], [torch.int64])],
+            "reference": [(torch.ones(3), "reference has shape"), ([1.0, 1.0], "a torch tensor")],
+            "theta": [(torch.zeros(2), "the gradient at theta has norm 0")],
+        }
+    )
+    def test_errors_of_quotients(self, name, value, words):
+        arguments = {"theta": torch.ones(2), "steps": [0.1], name: value}
+        refuses(lambda: landscape.compare_gradients(lambda t: t.square().sum(), **arguments), words)
+
+    @table(
+        {
+            "function": [
+                (3, "a Python function"),
+                (lambda x, y: x, "got 1 inputs"),
+                (lambda x: 1.0, "must return a tensor"),
+                (lambda x: x.expand(2), "must have one entry"),
+                (lambda x: x.detach(), "does not depend"),
+            ],
+            "input": [("a", "input 0 must be a number"), (None, "input 0 must be a number"), (1j, "expected real")],
+        }
+    )
+    def test_computational_graphs(self, name, value, words):
+        arguments = {"function": lambda x: x * x, "input": 2.0, name: value}
+        refuses(lambda: landscape.computational_graph(*arguments.values()), words)
+
+    def test_not_finite_numbers_flow_through_a_graph(self):
+        nodes = landscape.computational_graph(lambda x: x * x, INF).nodes
+        assert [float(node.value) for node in nodes] == [INF, INF]
+
+    @table(
+        {
+            "n": [(v, "n must be a whole number") for v in [-1, 1.5, NAN, "a", None]],
+            "seed": [(v, "seed must be a whole number") for v in NO_SEED],
+            "topology": [([1, 2, 1], "what `analyze` returns")],
+        }
+    )
+    def test_random_starts(self, name, value, words):
+        refuses(lambda: random_starts(**{"topology": analyze([2, 1, 3]), "n": 3, name: value}), words)
+
+    @table(
+        {
+            "starts": [
+                ([0.5], "starts need shape"),
+                ([["a"]], "an array of numbers"),
+                ([[NAN]], "outside the window"),
+                ([[9.0]], "outside the window"),
+                ([[INF]], "outside the window"),
+            ],
+            "topology": [([1, 2, 1], "what `analyze` returns")],
+        }
+    )
+    def test_descents(self, name, value, words):
+        refuses(lambda: descend(**{"topology": analyze([2, 1, 3]), "starts": [[0.5]], name: value}), words)
+
+    def test_no_start_is_no_descent(self):
+        assert len(random_starts(analyze([2, 1, 3]), 0)) == len(descend(analyze([2, 1, 3]), np.empty((0, 1)))) == 0
 
 
 class TestDirections:

@@ -36,6 +36,18 @@ def test_a_study_knows_how_it_was_made(folder):
     assert info["test"] == "none"
 
 
+def test_info_says_what_studies_minima_and_barriers_hold(folder, capsys):
+    files = [folder / name for name in ("study.h5", "minima.h5", "minima.barriers.h5")]
+    assert main(["info", *map(str, files)]) == 0
+    study, minima, barriers = (text.splitlines() for text in capsys.readouterr().out.split("\n/"))
+    catalog, found = Catalog.load(files[1]), Barriers.load(files[2])
+    assert study[1].split(None, 1) == ["study", "24 runs, 0 diverged"]
+    assert any(line.split()[:3] == ["adam", "12", "runs"] and "final loss" in line for line in study)
+    assert minima[1].split(None, 1) == ["minima", f"{catalog.n_minima} distinct ones, from 24 runs"]
+    assert any(catalog.relation in line for line in minima)
+    assert f"between {len(found.losses)} networks" in barriers[1]
+
+
 def test_minima_without_naming_the_network_again(folder):
     catalog = Catalog.load(folder / "minima.h5")
     assert len(catalog) == 24

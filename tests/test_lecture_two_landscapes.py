@@ -7,7 +7,7 @@ import pytest
 
 from landscape import Surface, analyze
 from landscape.models import build
-from landscape.topology.descents import descend, random_starts
+from landscape.topology import descend, random_starts
 from landscape.topology.tree import OUTSIDE
 
 pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed

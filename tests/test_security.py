@@ -300,8 +300,7 @@ def all_figures(folder):
     from landscape.comparison.minima import barrier_files
     from landscape.computation import ComputationalGraph, Edge, Node
     from landscape.statistics import compare, rarefaction, shared
-    from landscape.topology import analyze
-    from landscape.topology.descents import descend, random_starts
+    from landscape.topology import analyze, descend, random_starts
 
     metric = f"{HOSTILE}_loss"
     surface, topology = plane(), analyze(plane(), metric)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from landscape.cli.networks import distinct_names
 from landscape.surface import Surface
@@ -65,7 +66,10 @@ def _figures(path: Path, metric: str | None, scale: str, ceiling: float | None) 
         from landscape.training import read_history
 
         return {"history": figures.plot_history(read_history(path))}
-    if kind_of(path) == "trajectory":
+    kind = kind_of(path)
+    if kind in ("study", "minima", "barriers"):
+        raise ValueError(f"{path} holds a {kind}: studies, their minima and barriers are drawn by landscape compare")
+    if kind == "trajectory":
         from landscape.trajectory import Trajectory
 
         trajectory = Trajectory.load(path)
@@ -74,13 +78,14 @@ def _figures(path: Path, metric: str | None, scale: str, ceiling: float | None) 
 
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="surfaces, trajectories or checkpoints")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="any file that landscape writes, or a checkpoint"
+    )
 
 
 def _info(options: argparse.Namespace) -> None:
-    describe = {"surface": _describe_surface, "trajectory": _describe_trajectory, "checkpoint": _describe_checkpoint}
     for path in options.files:
-        rows = list(describe[kind_of(path)](path))
+        rows = list(_DESCRIBE[kind_of(path)](path))
         width = max(len(label.lstrip("!")) for label, _ in rows)
         print(path)
         for label, text in rows:
@@ -146,6 +151,51 @@ def _describe_checkpoint(path: Path) -> Iterator[tuple[str, str]]:
         yield "network", f"{checkpoint.name}({arguments})"
     for key, value in checkpoint.info.items():
         yield from _describe_info(key, value)
+
+
+def _describe_study(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.study import Study
+
+    study = Study.load(path)
+    yield "study", f"{len(study)} runs, {study.diverged.sum()} diverged"
+    yield from _describe_provenance(study.provenance)
+    for name, losses in study.groups().items():
+        finite = losses[np.isfinite(losses)]
+        text = f"{len(losses)} runs of {study.settings[name]['epochs evaluated'][-1]} epochs"
+        if len(finite):
+            text += f"; final loss {finite.min():.4g} to {finite.max():.4g}, median {np.median(finite):.4g}"
+        yield name, text
+
+
+def _describe_minima(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.catalog import Catalog
+
+    catalog = Catalog.load(path)
+    yield "minima", f"{catalog.n_minima} distinct ones, from {len(catalog)} runs"
+    yield from _describe_provenance(catalog.provenance)
+    yield "ends", ", ".join(f"{n} {kind}" for kind, n in catalog.kinds().items())
+    yield "the same", catalog.relation
+    for name in catalog.settings:
+        hits = catalog.hits(name)
+        yield name, f"{hits.sum()} runs at {(hits > 0).sum()} minima"
+
+
+def _describe_barriers(path: Path) -> Iterator[tuple[str, str]]:
+    from landscape.barriers import Barriers
+
+    found = Barriers.load(path)
+    yield "barriers", f"between {len(found.losses)} networks, {len(found.t)} points on each path"
+    yield "aligned", "closest symmetric copies" if found.aligned else "no, the networks as they are"
+    yield "loss", f"{found.losses.min():.4g} to {found.losses.max():.4g}"
+    if len(found.losses) > 1:
+        pairs = found.barriers[~np.eye(len(found.losses), dtype=bool)]
+        yield "height", f"{pairs.min():.4g} to {pairs.max():.4g}, median {np.median(pairs):.4g}"
+
+
+def _describe_provenance(facts: dict) -> Iterator[tuple[str, str]]:
+    for key in ("info", "settings", "versions", "created"):
+        if key in facts:
+            yield from _describe_info(key, facts[key])
 
 
 def _describe_info(key: str, value: object) -> Iterator[tuple[str, str]]:
@@ -242,7 +292,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """Tell what a file holds: `"surface"`, `"trajectory"`, or `"checkpoint"` for everything that is not HDF5.
+    """Tell what a file holds: one of `_DESCRIBE`, `"checkpoint"` for everything that is not HDF5.
 
     Raises:
         FileNotFoundError, ValueError: There is no such file, or it is HDF5 but not of landscape.
@@ -255,9 +305,19 @@ def kind_of(path: Path) -> str:
         return "trajectory"  # still being recorded
     with read_hdf5(path) as file:
         kind = str(file.attrs["landscape_kind"])
-    if kind not in ("surface", "trajectory"):
-        raise ValueError(f"{path} holds a {kind}, expected a surface, a trajectory or a checkpoint")
+    if kind not in _DESCRIBE:
+        raise ValueError(f"{path} holds a {kind}, expected one of: {', '.join(_DESCRIBE)}")
     return kind
+
+
+_DESCRIBE = {
+    "surface": _describe_surface,
+    "trajectory": _describe_trajectory,
+    "checkpoint": _describe_checkpoint,
+    "study": _describe_study,
+    "minima": _describe_minima,
+    "barriers": _describe_barriers,
+}
 
 
 COMMANDS: dict[str, Command] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from landscape.arguments import expect, whole_number
 from landscape.topology.result import Topology
 from landscape.topology.tree import NONE, neighbor_slices
 
@@ -44,8 +45,8 @@ def random_starts(topology: Topology, n: int, seed: int = 0) -> Array:
     Raises:
         ValueError: No point of the grid is known, or `n` is negative.
     """
-    if n < 0:
-        raise ValueError(f"the number of starts must be at least 0, got {n}")
+    expect("topology", topology, Topology, "what `analyze` returns")
+    n, seed = whole_number("n", n, 0), whole_number("seed", seed, 0)
     if not (topology.basins != NONE).any():
         raise ValueError("no point of this surface is known: there is nowhere to start")
     low, high = np.array([(axis[0], axis[-1]) for axis in topology.axes.values()], dtype=np.float64).T
@@ -75,13 +76,18 @@ def descend(topology: Topology, starts: ArrayLike) -> Descents:
 
     Raises:
         ValueError: Starts of another shape, outside the window, or at a point that is not known.
+        TypeError: Starts that are no numbers.
 
     Example:
         >>> from landscape.topology import analyze
         >>> descend(analyze([5, 1, 3, 2, 6]), [[0.2], [4.0]]).minimum.tolist()
         [0, 1]
     """
-    points = np.asarray(starts, dtype=np.float64)
+    expect("topology", topology, Topology, "what `analyze` returns")
+    try:
+        points = np.asarray(starts, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"starts must be an array of numbers [n, k], got {starts!r}") from error
     k = len(topology.axes)
     if points.ndim != 2 or points.shape[1] != k:
         raise ValueError(f"starts need shape [n, {k}], got {points.shape}")

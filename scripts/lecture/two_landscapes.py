@@ -18,8 +18,7 @@ from landscape import Objective, Surface, analyze, evaluate, random_directions, 
 from landscape.data import Dataset
 from landscape.figures import plot_basin_descents, plot_basins, plot_volume
 from landscape.models import build
-from landscape.topology import OUTSIDE, Topology
-from landscape.topology.descents import Descents, descend, random_starts
+from landscape.topology import OUTSIDE, Descents, Topology, descend, random_starts
 from landscape.training import Run
 from lecture.setting import Drawn, Setting
 
