@@ -10,15 +10,15 @@ demo: .venv/demo
 	$(BIN)/landscape demo
 
 test: check
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto
 
 # the same with the oldest and the newest versions that are supported: on Linux the torch of each brings CUDA, and each
 # environment takes some 7 GB
 test-oldest: .venv-oldest/test
-	.venv-oldest/bin/pytest -n auto --dist loadgroup
+	.venv-oldest/bin/pytest -n auto
 
 test-newest: .venv-newest/test
-	.venv-newest/bin/pytest -n auto --dist loadgroup
+	.venv-newest/bin/pytest -n auto
 
 # against peers, on real data: LANDSCAPE_DATA names the folder of MNIST and CIFAR-10, else they are downloaded;
 # some twenty minutes on two cores, during which nothing else should run

@@ -5,13 +5,42 @@ import shutil
 import sys
 from pathlib import Path
 
+# two test processes with two threads each on two cores: those that wait must not keep the others from their work
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import settings
 
+COSTLY = {
+    "test_bad_files",
+    "test_cluster",
+    "test_full_disk",
+    "test_kill",
+    "test_lock",
+    "test_report",
+    "test_security",
+    "test_study_page",
+}
 settings.register_profile("default", deadline=None)  # shared machines stall now and then
 settings.load_profile("default")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Keep together what shares something costly: the tests of a file of `COSTLY`, and all those of the lecture.
+
+    Not by xdist's marks of groups: pytest 9.2 passes over them without a word.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.partition("::")[0]).stem
+            return "lecture" if file.startswith("test_lecture") else file if file in COSTLY else nodeid
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +65,7 @@ def scripts():
 def lecture_folder(tmp_path_factory):
     """A function from a lecture figure, such as `"L7"`, to the folder where `--quick --data digits` stores it.
 
-    Tests of the group `lecture` run in one process, so that each figure is computed once.
+    Tests of the lecture run in one process, so that each figure is computed once.
     """
     out = tmp_path_factory.mktemp("lecture", numbered=False)
 

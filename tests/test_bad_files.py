@@ -1,10 +1,11 @@
 """Files that are damaged, of another kind or made to harm: each reader says so in one line, or reads them right.
 
 What is tried runs in a process of its own with 5 s per file and 1 GiB more than Python and torch need, so that a crash,
-a hang or a file that unfolds in memory fails the test. Files of format 1 have no checksum: they test what lies behind
-it.
+a hang or a file that unfolds in memory fails the test. These processes are forked from one that has imported
+everything. Files of format 1 have no checksum: they test what lies behind it.
 """
 
+import atexit
 import faulthandler
 import gzip
 import io
@@ -19,7 +20,10 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
+import traceback
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -197,11 +201,6 @@ def flipped(content, random_bits):
 
 
 def child(job):
-    import landscape.catalog
-    import landscape.checkpoint
-    import landscape.figures
-    import landscape.report  # noqa: F401
-
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
     for kind, path in job["files"]:
@@ -215,19 +214,63 @@ def child(job):
             print(json.dumps([flips["kind"], str(path), found]), flush=True)
 
 
+def fork_children():
+    """Do each job that comes, in a process of its own; answer with exit code, output and errors."""
+    import landscape.catalog
+    import landscape.checkpoint
+    import landscape.figures
+    import landscape.report  # noqa: F401
+
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            if (process := os.fork()) == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                code = 1
+                try:
+                    child(json.loads(line))
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            texts = [Path(f"/proc/self/fd/{file.fileno()}").read_text(errors="replace") for file in (out, err)]
+            print(json.dumps([code, *texts]), flush=True)
+
+
+@cache
+def forker():
+    """The process that children are forked from: importing everything takes longer than most of what they do."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+    def end():
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+    atexit.register(end)
+    return process
+
+
 def results(files=(), flips=None):
     """Return what reading each file came to, `[kind, path, text]`."""
     job = {"files": [[kind, str(path)] for kind, path in files], "flips": flips}
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(job)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    process = forker()
+    process.stdin.write(json.dumps(job) + "\n")
+    process.stdin.flush()
+    code, out, err = json.loads(process.stdout.readline())
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("[")]
     expected = len(job["files"]) + (flips["n"] if flips else 0)
-    assert done.returncode == 0, f"crashed ({done.returncode}) after {found[-1:]}: {done.stderr[-2000:]}"
+    assert code == 0, f"crashed ({code}) after {found[-1:]}: {err[-2000:]}"
     assert len(found) == expected
     return found
 
@@ -835,4 +878,4 @@ def test_the_judge_can_fail(tmp_path):
 
 
 if __name__ == "__main__":
-    child(json.loads(sys.argv[1]))
+    fork_children()

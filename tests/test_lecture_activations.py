@@ -6,7 +6,7 @@ import torch
 
 from landscape.models.mlp import ACTIVATIONS
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from landscape.catalog import Catalog
 from landscape.data import load
 from landscape.parameters import layout
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import nn
 
 from landscape.objective import Objective
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture(scope="module")

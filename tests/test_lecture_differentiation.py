@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from landscape.data import load
 from landscape.models import build
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from landscape import Surface, checkpoint
 from landscape.data import load
 from landscape.models import build
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 NAMES = ("dense", "convolutional", "recurrent", "transformer")
 
 

@@ -10,7 +10,7 @@ from landscape.models import build
 from landscape.topology import descend, random_starts
 from landscape.topology.tree import OUTSIDE
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]  # they share what is computed
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 @pytest.fixture(scope="module")

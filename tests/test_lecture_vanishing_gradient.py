@@ -10,8 +10,6 @@ from torch.nn import functional as F
 
 from landscape import train
 
-pytestmark = pytest.mark.xdist_group("lecture")  # they share what is computed
-
 
 @pytest.fixture(scope="module")
 def lecture(scripts):

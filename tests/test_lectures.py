@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pages import colors
 
-pytestmark = [pytest.mark.xdist_group("lecture"), pytest.mark.usefixtures("scripts")]
+pytestmark = pytest.mark.usefixtures("scripts")
 KEYS = [f"L{i}" for i in range(1, 13)]
 
 
@@ -83,7 +83,7 @@ def test_every_figure_is_drawn_and_fits(browser, out, width):
         tab.evaluate("id => document.getElementById(id).scrollIntoView({block: 'center'})", plot)
         tab.wait_for_function("id => document.querySelector(`#${id} .main-svg`) !== null", arg=plot)
         in_3d = tab.evaluate("id => document.getElementById(id)._fullLayout._subplots.gl3d?.length ?? 0", plot)
-        if in_3d:
+        if in_3d and width < 500:  # drawing them takes long, and as long again to look at them
             assert colors(tab, plot) > 200, plot
         right = tab.evaluate("id => document.querySelector(`#${id} .main-svg`).getBoundingClientRect().right", plot)
         assert right <= width

@@ -218,7 +218,7 @@ def test_every_figure_is_drawn_and_fits(screen, figures_page, request):
 
 def test_more_scenes_than_a_browser_keeps_are_drawn_in_turn_and_come_back_as_they_were_left(browser, tmp_path):
     sections = [Section(str(i), figure=plot_surface(plane()), further=[plot_line(line())]) for i in range(9)]
-    tab = browser.new_page(viewport={"width": 900, "height": 700})
+    tab = browser.new_page(viewport={"width": 450, "height": 350})
     tab.goto(page("nine", sections, tmp_path / "page.html").as_uri())
     drawn = "[...document.querySelectorAll('.plotly-graph-div')].filter(p => p.querySelector('canvas')).map(p => p.id)"
 

@@ -31,10 +31,10 @@ def pair():
         yield workers
 
 
-def problem(name="mlp", **settings):
+def problem(name="mlp", shape=None, **settings):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(70, 1, 8, 8, generator=generator), torch.randint(0, 3, (70,), generator=generator)
-    model = build(name, input_shape=[1, 8, 8], classes=3, seed=1)
+    model = build(name, input_shape=[1, 8, 8], classes=3, seed=1, **(shape or {}))
     objective = Objective(model, (x, y), chunk_size=32, **settings)
     return objective, random_directions(objective)
 
@@ -269,11 +269,19 @@ class TestThreads:
         assert len(done) < 20
         assert torch.get_num_threads() == 2
 
-    @pytest.mark.parametrize("settings", [{}, {"batch_norm": "recalibrated"}])
-    @pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "transformer"])
-    def test_surfaces_have_the_same_digits(self, two_threads, monkeypatch, name, settings):
-        objective, plane = problem(name, **settings)
-        options = {"resolution": (7, 6), "progress": False}
+    @pytest.mark.parametrize(
+        ("name", "shape", "settings"),
+        [
+            ("mlp", {}, {}),
+            ("lenet", {}, {}),
+            ("resnet", {"depth": 8, "width": 4}, {}),
+            ("resnet", {"depth": 8, "width": 4}, {"batch_norm": "recalibrated"}),
+            ("transformer", {}, {}),
+        ],
+    )
+    def test_surfaces_have_the_same_digits(self, two_threads, monkeypatch, name, shape, settings):
+        objective, plane = problem(name, shape, **settings)
+        options = {"resolution": (4, 3), "progress": False}
         monkeypatch.setattr("landscape.evaluation.spread._WORTH", np.inf)
         together = evaluate(objective, plane, **options)
         assert together.provenance["machine"]["groups at a time"] == 1
