@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from landscape.storage import remove_leftovers, replacing
+from landscape.storage import is_alive, remove_leftovers, replacing
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ else:
 _TAKEN = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _PATIENCE = 1.0  # seconds for another process to say who it is, or to finish letting go
+_DEAD_PATIENCE = 5.0  # seconds for a process just forked by one killed to close what it inherited, see `_forget`
 
 
 class Lock:
@@ -137,19 +138,23 @@ _joining = threading.RLock()  # re-entrant: collecting garbage may release a loc
 def _acquire(path: Path) -> int:
     """Return the descriptor of the locked file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    patience = time.monotonic() + _PATIENCE
+    begin = time.monotonic()
     while (descriptor := _try_to_lock(_lock_path(path))) is None:
         holder = _read_holder(path)
-        if holder is None and time.monotonic() < patience:  # it has only just begun, or is just letting go
+        dead = holder is not None and _is_dead(holder)
+        patience = _DEAD_PATIENCE if dead else _PATIENCE if holder is None else 0
+        if time.monotonic() - begin < patience:  # it has only just begun, or is just letting go
             time.sleep(0.02)
             continue
         who = "another process" if holder is None else _describe(holder)
+        if dead:
+            who += ", which has ended, but a process that it started has not let go"
         raise BlockingIOError(
             f"{path} is being written by {who}: wait for it, or stop it; readers may open the file meanwhile"
         )
     _descriptors.add(descriptor)
-    if (dead := _read_holder(path)) is not None:
-        log.warning("%s: taking over from %s, which has ended without closing it", path, _describe(dead))
+    if (left := _read_holder(path)) is not None:
+        log.warning("%s: taking over from %s, which has ended without closing it", path, _describe(left))
     return descriptor
 
 
@@ -217,6 +222,12 @@ def _read_holder(path: Path) -> dict | None:
     except (OSError, ValueError):  # not there (yet), or damaged: then nobody knows
         return None
     return holder if isinstance(holder, dict) else None
+
+
+def _is_dead(holder: dict) -> bool:
+    """Tell whether a holder is a process of this host that has ended; of another host nothing is known."""
+    process = holder.get("process")
+    return holder.get("host") == socket.gethostname() and isinstance(process, int) and not is_alive(process)
 
 
 def _describe(holder: dict) -> str:

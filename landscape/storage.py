@@ -139,13 +139,14 @@ def remove_leftovers(folder: Path, prefix: str) -> None:
         if not (name.startswith(prefix) and name.endswith(".tmp")):
             continue
         found = _TEMPORARY.fullmatch(name)
-        dead = found is not None and found[1] == _HOST and not _alive(int(found[2]))
+        dead = found is not None and found[1] == _HOST and not is_alive(int(found[2]))
         with suppress(FileNotFoundError):  # another process was faster
             if dead or time.time() - (folder / name).stat().st_mtime > _DAY:
                 (folder / name).unlink()
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Tell whether a process of this host has not ended, or may not have."""
     if os.name == "nt":  # signal 0 would end the process there
         return True
     try:

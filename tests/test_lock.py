@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -307,11 +308,10 @@ if child == 0:
     sys.exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 lock.check()
-orphan = os.fork()  # as a worker of a DataLoader
-if orphan == 0:
+if (orphan := os.fork()) == 0:  # as a worker of a DataLoader
+    print(os.getpid(), flush=True)  # it has closed what it inherited
     time.sleep(60)
     os._exit(0)
-print(orphan, flush=True)
 sys.stdin.readline()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -340,6 +340,64 @@ def test_a_forked_process_neither_has_the_lock_nor_lets_go_nor_outlives_it(tmp_p
         process.stdin.close()
         process.stdout.close()
     assert os.listdir(tmp_path) == []
+
+
+# As a process that is forked just before its parent is killed, and that a busy machine lets run only later.
+INHERIT = """
+import os, signal, sys, time
+from landscape import lock
+held = lock.Lock(sys.argv[1])
+held.take()
+lock._forget.__code__ = (lambda: None).__code__
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(float(sys.argv[2]))
+    os._exit(0)
+time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """A function that starts a process which is killed, and whose child keeps the lock for some seconds."""
+    children = []
+
+    def start(seconds):
+        program = [sys.executable, "-W", "ignore", "-c", INHERIT, tmp_path / "a.h5", str(seconds)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+            children.append(int(process.stdout.readline()))
+            assert process.wait() == -signal.SIGKILL
+        return process.pid
+
+    yield start
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+class TestInherited:
+    def test_what_a_dead_process_is_about_to_let_go_is_waited_for(self, killed, tmp_path):
+        killed(1)
+        with Lock(tmp_path / "a.h5") as lock:
+            lock.check()
+        assert os.listdir(tmp_path) == []
+
+    def test_but_not_for_ever(self, killed, tmp_path, monkeypatch):
+        monkeypatch.setattr("landscape.lock._DEAD_PATIENCE", 0.2)
+        process = killed(60)
+        with pytest.raises(BlockingIOError, match=rf"process {process} .*, which has ended, but a process that it"):
+            Lock(tmp_path / "a.h5")
+
+    def test_nothing_is_known_of_other_hosts(self, killed, tmp_path):
+        killed(60)
+        file = tmp_path / ".a.h5.holder"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "host": "elsewhere"}))
+        start = time.monotonic()
+        with pytest.raises(BlockingIOError, match=r"on elsewhere since [^,]*\): wait for it"):
+            Lock(tmp_path / "a.h5")
+        assert time.monotonic() - start < 1
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
