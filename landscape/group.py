@@ -34,10 +34,11 @@ PRODUCTS, VMAP, ALONE = "batched products", "vmap", "one after another"
 _GROUP = 100  # networks: with 200 a step takes as long per network, with 25 up to 1.7 times
 _GROUP_NUMBERS = {"cpu": 2**25, "cuda": 2**29}  # what a group may hold of them, in training
 _COPIES = 5  # of the parameters: themselves, gradients, state of an optimizer such as Adam, a temporary
-_STATE = {
+STATE = {
     **{"identity": str, "first": int, "group": dict, "thetas": [Tensor], "buffers": [{"*": Tensor}]},
     **{"steps": Tensor, "diverged": Tensor, "history": {"*": Tensor}},
 }
+"""What a state of a group holds, see `read_state`."""
 SHARE_OF_SAVING = 0.1  # of the time, at most, where a state takes long to write
 _CONVOLUTION_WORK = 2.5e6  # multiplications per layer and network, beyond which grouped convolutions lose on a CPU
 
@@ -104,7 +105,7 @@ class Kept:
         self._due = time.perf_counter() + interval
         if path is None or not path.exists():
             return
-        self._state = read_state(path, _STATE)
+        self._state = read_state(path, STATE)
         if self._state["identity"] != self._identity:
             raise ValueError(f"{path} holds the state of other networks: choose another file, or delete it")
         self.first, device = self._state["first"], job.objective.device

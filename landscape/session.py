@@ -23,7 +23,7 @@ from landscape.data import Batch, Batches, batch_size, split_batch
 from landscape.losses import cross_entropy, cross_entropy_slope, default_loss, is_classification
 from landscape.objective import Objective, check_differentiable
 from landscape.program import call_model
-from landscape.storage import read_sealed, write_sealed
+from landscape.storage import advise, read_sealed, write_sealed
 
 _STATE = {
     **{"identity": str, "network": dict, "optimizer": dict, "step": int, "seconds": Number},
@@ -276,11 +276,12 @@ def read_state(path: Path, structure: Mapping[str, Any] = _STATE) -> dict[str, A
     Raises:
         ValueError: The file is damaged, or something else.
     """
+    content = read_sealed(path)  # its errors say what to do
     try:
-        state = load_torch(io.BytesIO(read_sealed(path)), path)
+        state = load_torch(io.BytesIO(content), path)
         check_value(state, structure, "it")
     except ValueError as error:
-        text = f"{path} is damaged, or no state of a training run: restore it from a copy ({error})"
+        text = f"{path} is damaged, or no state of this kind of training: {advise(path)} ({error})"
         raise ValueError(text) from error
     return state
 

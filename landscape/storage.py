@@ -228,7 +228,7 @@ def _check(file: _Binary, path: str | os.PathLike) -> bool:
         if len(block) < _BLOCK or found is None or _digest(file, head) != digits:
             raise ValueError(
                 f"{path} is damaged: its checksum does not fit its {os.fstat(file.fileno()).st_size:,} bytes; "
-                f"{_remedy(Path(path))}"
+                f"{advise(Path(path))}"
             )
         _checked[key] = state
     assert found is not None  # of a file that was found whole
@@ -240,10 +240,12 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
 
 
-def _remedy(path: Path) -> str:
+def advise(path: Path) -> str:
     """Say what to do about a damaged file, by its place in an unfinished job."""
     if path.parent.name.endswith(".parts"):
         whole = path.parent.with_suffix("")
+        if path.suffix == ".pt":  # of networks in training; nothing else depends on it
+            return f"delete it: the same command trains its networks anew, and what is in {whole.name} stays"
         return (
             f"restore it from a copy, or move it away (of a trajectory also the files after it): {whole.name} and the "
             f"other files in {path.parent} hold the other rows"
@@ -339,7 +341,7 @@ def read_hdf5(path: str | os.PathLike, kind: str | None = None) -> Iterator[h5py
         known = has_attribute(file, "landscape_version")
         refuse_newer(path, version, read_attribute(file, "landscape_version", str) if known else "of a later version")
         if version > 1 and not checked:
-            raise ValueError(f"{path} is damaged: it has lost its checksum; {_remedy(Path(path))}")
+            raise ValueError(f"{path} is damaged: it has lost its checksum; {advise(Path(path))}")
         yield file
 
 

@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from landscape.ensemble import train_many
+from landscape.group import STATE, Kept
 from landscape.models import build
 from landscape.restarts import run_restarts
+from landscape.session import read_state
 from landscape.study import Study, StudyWriter
 
 SETTINGS = {
@@ -131,6 +133,29 @@ class TestInterruption:
         if after:
             assert len(Study.load(path)) == len(Study.load(path).thetas()) > 0
         monkeypatch.undo()
+        same(run(path, batch=2, test=data(12, seed=1)), whole)
+        assert [file.name for file in tmp_path.iterdir()] == ["study.h5"]
+
+    def test_a_damaged_state_of_networks_in_training_is_said_and_can_be_deleted(self, whole, tmp_path, monkeypatch):
+        path, keep, calls = tmp_path / "study.h5", Kept.keep, []
+
+        def stop(*arguments, **options):
+            keep(*arguments, **options)
+            calls.append(0)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Kept, "keep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, batch=2, test=data(12, seed=1), interval=0)
+        (state,) = tmp_path.glob("study.h5.parts/training-*.pt")
+        assert read_state(state, STATE)["group"]["step"] > 0
+        content = bytearray(state.read_bytes())
+        content[-1] ^= 1
+        state.write_bytes(content)
+        with pytest.raises(ValueError, match=r"training-\w+\.pt is damaged: .* delete it: the same command trains its"):
+            run(path, batch=2, test=data(12, seed=1))
+        state.unlink()
         same(run(path, batch=2, test=data(12, seed=1)), whole)
         assert [file.name for file in tmp_path.iterdir()] == ["study.h5"]
 

@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kill import minima_result, study_result, surface_result, train_result
+from kill import minima_result, read_training, study_result, surface_result, train_result
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from landscape import Recorder, Trajectory, __version__, checkpoint, cli
 from landscape.data import load
 from landscape.models import build
-from landscape.session import read_state
 from landscape.storage import open_hdf5, replacing
 
 MOST = 1.3  # of a job's size, what is left free at most
@@ -253,7 +252,7 @@ def read(path: Path) -> None:
     elif path.suffix == ".safetensors":
         checkpoint.read(path)
     elif path.suffix == ".pt":
-        read_state(path)
+        read_training(path)
 
 
 def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

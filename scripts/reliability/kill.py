@@ -49,6 +49,7 @@ from landscape.catalog import Catalog
 from landscape.evaluation import evaluate
 from landscape.figures import image, save_figure
 from landscape.figures.style import PALETTE, new_figure
+from landscape.group import STATE
 from landscape.session import read_state
 from landscape.study import Study
 from landscape.surface import Surface
@@ -297,7 +298,7 @@ def unreadable(folder: Path) -> list[str]:
             elif path.name.startswith(".") or not path.is_file():  # temporary, or a lock
                 continue
             elif path.suffix == ".pt":
-                read_state(path)
+                read_training(path)
             elif path.suffix == ".safetensors":
                 checkpoint.read(path)
             elif path.suffix == ".json":
@@ -307,6 +308,14 @@ def unreadable(folder: Path) -> list[str]:
         except Exception as error:
             wrong.append(f"{path.relative_to(folder)}: {type(error).__name__}: {error}")
     return wrong
+
+
+def read_training(path: Path) -> None:
+    """Read the state of a training run, or of networks that are trained together."""
+    if path.name == "state.pt":
+        read_state(path)
+    else:
+        read_state(path, STATE)
 
 
 def read_whole(path: Path) -> None:

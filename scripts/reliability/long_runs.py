@@ -49,7 +49,7 @@ from landscape.storage import replacing
 from landscape.workers import LocalWorkers
 
 FROM = 0.2  # of the work; from then on nothing may grow
-_PAUSE = 0.1  # seconds between two looks, and between two writes of a job
+_PAUSE = 0.1  # seconds between two looks, more where looking takes long, and between two writes of a surface
 _BATCH = 200
 _MB = 2**20
 
@@ -112,11 +112,13 @@ def watch(job: Job, count: Callable[[Path], int], total: int) -> Course:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         process = context.Process(target=_run, args=(job, folder, total, ended, seen))
-        begin = time.monotonic()
+        begin, pause = time.monotonic(), _PAUSE
         process.start()
         while process.is_alive() and not seen.is_set():
-            last = ended.wait(_PAUSE)
+            last = ended.wait(pause)
+            looked = time.monotonic()
             done = count(folder)
+            pause = max(_PAUSE, 4 * (time.monotonic() - looked))
             with suppress(OSError, KeyError):  # it has failed since; then its memory is no longer told
                 looks.append(Look(time.monotonic() - begin, done, *_held(str(process.pid))))
             if last:
@@ -193,7 +195,8 @@ def record_steps(folder: Path, total: int, stay: Callable[[], None]) -> None:
     data = load("digits", limit=100)
     model = network(data)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with Recorder(folder / "run.h5", model, interval=_PAUSE) as recorder:
+    interval = total / 100_000  # seconds: a long recording is written as often as a short one, or it would take hours
+    with Recorder(folder / "run.h5", model, interval=interval) as recorder:
         for _ in range(total - 1):  # the first row is the network before the first step
             optimizer.zero_grad()
             loss = cross_entropy(model(data.inputs), data.targets)
