@@ -1,6 +1,8 @@
 """Export surfaces as meshes for ParaView, Blender and 3-D printing, through pyvista."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -96,7 +98,8 @@ def export_mesh(
         named = temporary.with_suffix(suffix)  # pyvista chooses the writer by the suffix
         try:
             try:
-                mesh.save(named)
+                with _quiet():
+                    mesh.save(named)
                 named.stat()  # on a full disk VTK removes what it wrote, and says that it failed, or nothing
             except Exception:
                 with temporary.open("wb") as file:  # is there room? If not, this says so
@@ -140,6 +143,19 @@ def _image(axes: list[Array]) -> Any:
         spacing=[np.ptp(axis) / (len(axis) - 1) for axis in axes],
         origin=[axis[0] for axis in axes],
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep VTK from writing its own errors to the terminal: what went wrong is said by an exception."""
+    from vtkmodules.vtkCommonCore import vtkObject
+
+    before = vtkObject.GetGlobalWarningDisplay()
+    vtkObject.GlobalWarningDisplayOff()
+    try:
+        yield
+    finally:
+        vtkObject.SetGlobalWarningDisplay(before)
 
 
 def _pyvista() -> ModuleType:

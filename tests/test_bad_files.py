@@ -283,13 +283,11 @@ def is_said(text):
 # ---------------------------------------------------------------- samples of every kind
 
 
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    """A good file of every kind, by reader."""
+def make_samples(folder):
+    """Write a good file of every kind into a folder; return them by reader."""
     from landscape.interchange import write_li_directions, write_li_projection, write_li_surface
     from landscape.surface import Surface
 
-    folder = tmp_path_factory.mktemp("samples")
     shutil.copytree(SAMPLES, folder, dirs_exist_ok=True)
     surface = Surface.load(folder / "surface.h5")
     write_li_surface(surface, folder / "li.h5")
@@ -317,6 +315,11 @@ def samples(tmp_path_factory):
         **{"idx": folder / "idx", "idx gz": folder / "idx.gz", "cifar": folder / "cifar.bin"},
         **{"cifar_pickle": folder / "cifar.pickle", "cifar_archive": folder / "cifar.tar.gz"},
     }
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return make_samples(tmp_path_factory.mktemp("samples"))
 
 
 KINDS = (
@@ -373,14 +376,19 @@ def test_folders_and_missing_files(samples, tmp_path):
         assert text.startswith(("ValueError", "FileNotFoundError")), (kind, path, text)
 
 
+def read_flipped(kind, sample, folder, n):
+    """Flip a bit of a copy of a sample, n times; return what reading it came to."""
+    path = folder / sample.name
+    shutil.copy(sample, path)
+    parts = sample.with_name(f"{path.name}.parts")
+    if parts.exists():
+        shutil.copytree(parts, folder / parts.name, dirs_exist_ok=True)
+    return results(flips={"kind": reader(kind), "path": str(path), "n": n})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flipped_bits(kind, samples, tmp_path):
-    path = tmp_path / samples[kind].name
-    shutil.copy(samples[kind], path)
-    parts = samples[kind].with_name(f"{path.name}.parts")
-    if parts.exists():
-        shutil.copytree(parts, tmp_path / parts.name)
-    found = results(flips={"kind": reader(kind), "path": str(path), "n": 40 if kind == "surface" else 100})
+    found = read_flipped(kind, samples[kind], tmp_path, 40 if kind == "surface" else 100)
     assert [one for one in found if not is_said(one[2])] == []
     # a flip in a number of a file without a checksum cannot be seen, one in its structure is
     assert kind in ("idx", "cifar", "cifar_archive") or any(text != "right" for _, _, text in found)

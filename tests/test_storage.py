@@ -95,10 +95,8 @@ def test_a_missing_file_is_said(tmp_path):
         pass
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Every kind of file, and what reads it."""
-    out = tmp_path_factory.mktemp("written")
+def write_all(out):
+    """Write every kind of file into a folder; return each with what reads it."""
     samples.main(out)
     part, shard = out / "growing.h5.parts", out / "recording.h5.parts"
     return {
@@ -115,12 +113,30 @@ def written(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("written"))
+
+
 def is_refused(read, name):
     try:
         read()
     except ValueError as error:
         return name in str(error)
     return False
+
+
+def unnoticed_flips(path, read, bits):
+    """Return those bits of a file after whose flip it is read all the same."""
+    content, unnoticed = path.read_bytes(), []
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        if not is_refused(read, path.name):
+            unnoticed.append(bit)
+    path.write_bytes(content)
+    return unnoticed
 
 
 KINDS = ("surface", "progress", "trajectory", "shard", "study", "part", "minima", "barriers", "checkpoint", "state")
@@ -134,15 +150,7 @@ class TestChecksum:
         content = path.read_bytes()
         block = range(8 * min(len(content), 600))  # all of the block or of the header, and some anywhere
         flips = {*random.Random(kind).sample(block, 100), *random.Random(kind).sample(range(8 * len(content)), 200)}
-        unnoticed = []
-        for bit in sorted(flips):
-            damaged = bytearray(content)
-            damaged[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(damaged)
-            if not is_refused(read, path.name):
-                unnoticed.append(bit)
-        path.write_bytes(content)
-        assert not unnoticed
+        assert not unnoticed_flips(path, read, sorted(flips))
         read()
 
     @pytest.mark.parametrize("kind", KINDS)

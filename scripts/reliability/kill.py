@@ -8,7 +8,8 @@ killed, and so are the names of the files that are left.
 
 A kill loses the seconds from the moment at which the state was taken that the next start goes on from, to the kill.
 The job itself notes these moments in memory that outlives it: whenever a file that it continues from is complete, the
-time at which its writing began. Before the first such file it is the start of the job.
+time at which its writing began. Before the first such file it is the start of the job: what is done twice then is
+to load, plan and start workers.
 
 Jobs are forked from this process, which has imported everything: importing torch takes longer than they do. The
 intervals at which states are written are shortened like the jobs, from seconds to tenths. The lecture's page is made
@@ -25,7 +26,6 @@ import os
 import platform
 import re
 import runpy
-import shlex
 import shutil
 import signal
 import struct
@@ -80,10 +80,23 @@ class Kind:
 
 @dataclass
 class Found:
-    """What the kills of one kind showed."""
+    """What the kills of one kind showed.
+
+    Attributes:
+        seconds: The job takes when nobody kills it.
+        lost: Seconds of work lost by each kill.
+        starting: Whether the job had stored nothing yet since it was started (again).
+        lives: Jobs that were killed, and went on to their end.
+        unreadable: Files that could not be read after a kill.
+        differing: Values that differ at the end.
+        left: Files and processes that should not be there.
+        failed: Jobs that ended with an error.
+        gone: Seconds from each kill until all processes were gone.
+    """
 
     seconds: float
     lost: list[float] = field(default_factory=list)
+    starting: list[bool] = field(default_factory=list)
     lives: int = 0
     unreadable: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
@@ -198,7 +211,7 @@ KINDS = {
 
 def in_folder(folder: Path, words: str) -> None:
     """Run a command in a folder to its end."""
-    process = start(folder, words, mmap.mmap(-1, 8), "$^")
+    process = start(folder, words, mmap.mmap(-1, 16), "$^")
     if code := wait(process, None):
         raise RuntimeError(f"{words} ended with {code}:\n{(folder.parent / 'log').read_text()[-2000:]}")
 
@@ -206,7 +219,7 @@ def in_folder(folder: Path, words: str) -> None:
 def start(folder: Path, words: str, memory: mmap.mmap, continued: str) -> int:
     """Fork a process group that runs a command in a folder; return its number."""
     sys.stdout.flush()
-    struct.pack_into("d", memory, 0, time.monotonic())
+    struct.pack_into("dd", memory, 0, *2 * [time.monotonic()])
     process = os.fork()
     if process:
         return process
@@ -384,7 +397,7 @@ def study(kind: Kind, n_kills: int, root: Path, seed: int) -> Found:
     (root / "prepared").mkdir(parents=True)
     (root / "temporary").mkdir()
     kind.prepare(root / "prepared")
-    memory = mmap.mmap(-1, 8)
+    memory = mmap.mmap(-1, 16)  # when the last state was taken, when the job was started
     folder = begin(kind, root)
     since = time.monotonic()
     in_folder(folder, kind.words)
@@ -399,7 +412,9 @@ def study(kind: Kind, n_kills: int, root: Path, seed: int) -> Found:
             if code is not None:
                 break
             gone = kill(process, whole=len(found.lost) % 2 == 0)
-            found.lost.append(time.monotonic() - struct.unpack_from("d", memory)[0] - (gone or GONE))
+            kept, started = struct.unpack_from("dd", memory)
+            found.lost.append(time.monotonic() - kept - (gone or GONE))
+            found.starting.append(kept == started)
             if gone is None:
                 found.left.append(f"kill {len(found.lost)}: processes")
             else:
@@ -424,14 +439,20 @@ def study(kind: Kind, n_kills: int, root: Path, seed: int) -> Found:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     head = ["job", "seconds", "kills", "jobs ended", "unreadable files", "differing values", "left behind", "failed"]
-    head += ["seconds lost, median", "largest", "seconds until workers are gone, largest"]
+    head += ["seconds lost, median", "largest", "largest once something is stored", "seconds until workers are gone"]
     rows = [
         [name, f"{r['seconds']:.1f}", str(len(r["lost"])), str(r["lives"])]
         + [str(len(r[key])) for key in ("unreadable", "differing", "left", "failed")]
-        + [f"{np.median(r['lost']):.2f}", f"{max(r['lost']):.2f}", f"{max(r['gone'], default=np.nan):.2f}"]
+        + [f"{np.median(r['lost']):.2f}", f"{max(r['lost']):.2f}", f"{lost_later(r):.2f}", f"{max(r['gone']):.2f}"]
         for name, r in results.items()
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def lost_later(result: dict[str, Any]) -> float:
+    """Return the most seconds lost by a kill after which the job had stored something since its start."""
+    pairs = zip(result["lost"], result["starting"], strict=True)
+    return max((lost for lost, starting in pairs if not starting), default=np.nan)
 
 
 def draw(results: dict[str, dict[str, Any]]) -> go.Figure:
@@ -467,13 +488,14 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "torchinductor"))
     out = chosen.out.absolute()
     file = out / "kill.json"
+    kills = 3 if chosen.quick else chosen.kills
     results = json.loads(file.read_text())["results"] if chosen.only and file.exists() else {}
     for i, (name, kind) in enumerate(KINDS.items()):
         if chosen.only and name not in chosen.only:
             continue
         root, begun = Path(tempfile.mkdtemp(prefix="kill-")), time.monotonic()  # not removed by jobs, as they end
         try:
-            results[name] = vars(study(kind, 3 if chosen.quick else chosen.kills, root, chosen.seed + i))
+            results[name] = vars(study(kind, kills, root, chosen.seed + i))
         finally:
             shutil.rmtree(root, ignore_errors=True)
         print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
@@ -481,7 +503,7 @@ def main() -> None:
             for line in results[name][key]:
                 print(f"  {key}: {line}", flush=True)
         results = {name: results[name] for name in KINDS if name in results}
-        command = shlex.join(["python", *sys.argv])
+        command = f"python scripts/reliability/kill.py --kills {kills} --seed {chosen.seed}"  # of all kinds
         machine = f"{os.cpu_count()} processors, Python {platform.python_version()}, torch {torch.__version__}"
         machine += f", {platform.system()}, 1 thread; load {os.getloadavg()[0]:.1f}"
         text = f"# Killed at any moment\n\n`{command}`\n\n{table(results)}\n\n## How\n\n{__doc__}\n{machine}\n"
