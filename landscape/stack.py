@@ -244,9 +244,30 @@ def _stack(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    if bias is None:
-        return lambda x: torch.bmm(x, weight.mT)
-    return lambda x: torch.baddbmm(bias.unsqueeze(1), x, weight.mT)  # [n, b, in] -> [n, b, out]
+    return lambda x: _Linear.apply(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """`[n, b, in]` -> `[n, b, out]`, with the products that autograd takes for one `F.linear`.
+
+    Autograd takes `x^T g` for the gradient of batched weights, and `g^T x` for those of one layer; not on every
+    processor do both have the same last digits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, weight) = gradients, ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(g, weight) if of_x else None,
+            torch.bmm(g.mT, x) if of_weight else None,
+            g.sum(dim=1) if of_bias else None,
+        )
 
 
 def _out_of_place(layer: nn.Module) -> nn.Module:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_each_network_ends_as_if_trained_alone(family, optimizer):
     assert_same(together, alone(make, **settings))
 
 
+def one_order_of_sums():
+    """Whether this processor's products have the same digits either way round: `vmap` and autograd differ in that."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(16, n, 10, generator=generator).unbind() for n in (16, 14)]
+    return all(torch.equal(x.T @ y, (y.T @ x).T) for matrices in pairs for x, y in itertools.pairwise(matrices))
+
+
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the order of sums is that of MKL")
 @pytest.mark.parametrize(("family", "arguments"), [("mlp", {"widths": (10,) * 5}), ("mlp", FAMILIES["maxout"][1])])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -94,7 +102,9 @@ def test_dense_networks_of_some_size_end_bit_for_bit(family, arguments, optimize
     def make(seed):
         return build(family, seed=seed, **{**SMALL, **arguments, "classes": 10, "widths": (10,) * 5})
 
-    assert_same(many(make, data, **settings), alone(make, data, **settings), rtol=0)
+    together = many(make, data, **settings)
+    exact = engine_of(together) == "batched products" or one_order_of_sums()
+    assert_same(together, alone(make, data, **settings), rtol=0 if exact else 3e-6)
 
 
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "NAdam", "RAdam", "Rprop", "Adagrad", "Adadelta", "Adamax", "ASGD"])

@@ -15,6 +15,7 @@ from torch import nn
 
 from landscape.directions import random_directions
 from landscape.evaluation import evaluate
+from landscape.evaluation.layers import Layer
 from landscape.models import build
 from landscape.objective import Objective
 from landscape.program import whole_float32
@@ -31,9 +32,9 @@ def pair():
         yield workers
 
 
-def problem(name="mlp", shape=None, **settings):
+def problem(name="mlp", shape=None, n=70, **settings):
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(70, 1, 8, 8, generator=generator), torch.randint(0, 3, (70,), generator=generator)
+    x, y = torch.randn(n, 1, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)
     model = build(name, input_shape=[1, 8, 8], classes=3, seed=1, **(shape or {}))
     objective = Objective(model, (x, y), chunk_size=32, **settings)
     return objective, random_directions(objective)
@@ -280,7 +281,8 @@ class TestThreads:
         ],
     )
     def test_surfaces_have_the_same_digits(self, two_threads, monkeypatch, name, shape, settings):
-        objective, plane = problem(name, shape, **settings)
+        # 64 samples: chunks of one size, since products of few samples may depend on the number of threads
+        objective, plane = problem(name, shape, 64, **settings)
         options = {"resolution": (4, 3), "progress": False}
         monkeypatch.setattr("landscape.evaluation.spread._WORTH", np.inf)
         together = evaluate(objective, plane, **options)
@@ -291,6 +293,21 @@ class TestThreads:
         assert apart.provenance["machine"]["groups at a time"] == 2
         for metric, values in together.values.items():
             np.testing.assert_array_equal(apart.values[metric], values)
+
+    def test_other_digits_are_noticed(self, two_threads, monkeypatch):
+        """As small products have on some processors where they are divided among threads."""
+        call = Layer.__call__
+
+        def other_digits(layer, point, x, other=None):
+            result = call(layer, point, x, other)
+            return result if torch.get_num_threads() == 2 or layer.name != "11" else result * (1 + 1e-6)
+
+        monkeypatch.setattr(Layer, "__call__", other_digits)
+        monkeypatch.setattr("landscape.evaluation.spread._WORTH", 0.0)
+        monkeypatch.setattr("landscape.evaluation.spread._GAIN", np.inf)
+        objective, plane = problem("lenet")
+        surface = evaluate(objective, plane, resolution=(4, 3), progress=False)
+        assert surface.provenance["machine"]["groups at a time"] == 1
 
     def test_they_are_used_only_where_faster(self, two_threads, monkeypatch):
         objective, plane = problem("lenet")
