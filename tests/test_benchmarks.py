@@ -94,9 +94,9 @@ def test_the_floor_of_known_work():
     rates = Rates(products=1e9, memory=1e8, cache=1e10)
     work = {"first": 1e6, "others": 3e6, "responses": 100, "outputs": 500}
     floor = floor_seconds(work, 1000, 10, rates)
-    assert floor == pytest.approx(
-        {"products": 3.0, "first layer": 1200 * 1000 / 10 / 1e8, "outputs": 4000 * 1000 / 1e10}
-    )
+    first, memory, cache = 1200 * 1000 / 10 / 1e8, 4000 * 1000 / 1e8, 4000 * 1000 / 1e10
+    parts = {"products": 3.0, "first layer": first, "outputs, memory": memory, "outputs, cache": cache}
+    assert floor == pytest.approx({**parts, "memory": 3.0 + first + memory, "cache": 3.0 + first + cache})
     assert floor_seconds({**work, "first": 1}, 1000, 10, rates)["first layer"] == pytest.approx(1000 / 1e9)
 
 

@@ -10,10 +10,11 @@ The floor is that of a program that runs one layer after the other, in float32, 
 
     floor = multiplications of all layers but the first / rate of a large matrix product
           + min(those of the first / that rate, its responses, kept for origin and two directions / memory bandwidth)
-          + outputs of all layers, written once and read once / cache bandwidth
+          + outputs of all layers, written once and read once / memory bandwidth
 
-with kept responses read once per group of points that go together. Only kernels that fuse layers can go below; what
-activation functions cost is not in it.
+with kept responses read once per group of points that go together. What activation functions cost is not in it. Chunks
+that stay in the cache can go below: the lower floor has the bandwidth of the cache in the last line. Only kernels that
+fuse layers can go below that.
 
 Memory is what a process of its own needs above code, network and data, to evaluate two points, or one group of points
 where points go together. Errors are relative to float64, at the center and far from it.
@@ -58,6 +59,7 @@ from landscape.parameters import layout
 from landscape.workers import LocalWorkers, ThisProcess
 
 TWO = "landscape, 2 processes"
+FLOORS = ("memory", "cache")
 PRESENT = [name for name in CONTENDERS if name not in MISSING]
 
 
@@ -85,7 +87,7 @@ def work_per_sample(model: nn.Module, data: Dataset) -> dict[str, float]:
 
 
 def floor_seconds(work: dict[str, float], n_samples: int, group: int, rates: Rates) -> dict[str, float]:
-    """Return the floor of a point in seconds, by part, see above.
+    """Return both floors of a point in seconds, see above, and the parts they are made of.
 
     Args:
         work: Of one sample, see `work_per_sample`.
@@ -94,10 +96,16 @@ def floor_seconds(work: dict[str, float], n_samples: int, group: int, rates: Rat
         rates: Of this machine.
     """
     kept = 3 * 4 * work["responses"] * n_samples / group / rates.memory
+    products = work["others"] * n_samples / rates.products
+    first = min(work["first"] * n_samples / rates.products, kept)
+    memory, cache = (2 * 4 * work["outputs"] * n_samples / rate for rate in (rates.memory, rates.cache))
     return {
-        "products": work["others"] * n_samples / rates.products,
-        "first layer": min(work["first"] * n_samples / rates.products, kept),
-        "outputs": 2 * 4 * work["outputs"] * n_samples / rates.cache,
+        "products": products,
+        "first layer": first,
+        "outputs, memory": memory,
+        "outputs, cache": cache,
+        "memory": products + first + memory,
+        "cache": products + first + cache,
     }
 
 
@@ -135,8 +143,11 @@ def measure(name: str, rounds: int, rates: Rates, quick: bool) -> dict:
         "loss at the center": truth.evaluate(truth.origin)["loss"],
         "seconds per point": {key: spread(values) for key, values in seconds.items()},
         "ratio": {key: speedup(seconds, key, peers) for key in (OWN, TWO)},
-        "floor": {**floor, "sum": sum(floor.values())},
-        "times floor": spread([value / sum(floor.values()) for value in seconds[OWN]]),
+        "floor": floor,
+        "times floor": {
+            key: {kind: spread([value / floor[kind] for value in seconds[key]]) for kind in FLOORS}
+            for key in (OWN, TWO)
+        },
         "relative error": errors,
         "memory": memory,
         "plan": plan.describe(),
@@ -184,15 +195,16 @@ def tables(results: dict, surface: dict | None) -> str:
         per_point, ratio = entry["seconds per point"], entry["ratio"]
         times.append(
             [name, entry["workload"], *(span(per_point[key], 1000) for key in keys), span(ratio[OWN]), span(ratio[TWO]),
-             f"{1000 * entry['floor']['sum']:.3g}", f"{1000 * entry['floor']['products']:.3g}",
-             f"{entry['times floor']['median']:.2g}"]
+             *(f"{1000 * entry['floor'][kind]:.3g}" for kind in ("products", *FLOORS)),
+             *(f"{entry['times floor'][key][kind]['median']:.3g}" for key in (OWN, TWO) for kind in FLOORS)]
         )  # fmt: skip
         for key in keys:
             error, memory = entry["relative error"][key], entry["memory"].get(key)
             size = "" if memory is None else f"{memory / 2**20:.0f}"
             others.append([name, key, f"{error['center']:.0e}", f"{error['far']:.0e}", size])
-    head = ["", "workload", *keys, f"{OWN}: best peer /", f"{TWO}: best peer /", "floor", "of it products",
-            "landscape / floor"]  # fmt: skip
+    floors = ["floor", "floor in cache"]
+    head = ["", "workload", *keys, f"{OWN}: best peer /", f"{TWO}: best peer /", "products alone", *floors]
+    head += [f"{key} / {floor}" for key in (OWN, TWO) for floor in floors]
     parts = ["Milliseconds per point, median (minimum to maximum) over rounds.", table(head, times)]
     if surface:
         n, seconds = surface["resolution"], surface["seconds"]
@@ -234,7 +246,7 @@ def main() -> None:
     groups = [f"{name}<br>{entry['workload'].split(',')[0]}" for name, entry in results.items()]
     entries = [entry["seconds per point"] for entry in results.values()]
     series = {key: [entry[key] for entry in entries] for key in (OWN, TWO, *PRESENT[1:])}
-    series["floor"] = [spread([entry["floor"]["sum"]]) for entry in results.values()]
+    series["floor in cache"] = [spread([entry["floor"]["cache"]]) for entry in results.values()]
     figure = bars(
         "Time per point of a surface", "milliseconds per point", groups, series, scale=1000,
         notes=["Median over rounds, with minimum and maximum."],
