@@ -41,6 +41,7 @@ class RowsWriter:
         self._lock = Lock(self.path)
         try:
             self._first = max([_next_part(self.path, kind), *_numbers_after(self.path)])
+            self._written = find_files(self.path, kind)
         except BaseException:
             self._lock.release()
             raise
@@ -61,19 +62,29 @@ class RowsWriter:
     def add(self, columns: Mapping[str, Array], i: int) -> None:
         """Write some rows, the i-th part since this writer was made, whatever the order in which they come."""
         self._lock.check()
-        with write_hdf5(parts_folder(self.path) / f"{self._first + i:06d}.h5", self.kind) as file:
+        part = parts_folder(self.path) / f"{self._first + i:06d}.h5"
+        with write_hdf5(part, self.kind) as file:
             write_json(file, "record/shared", self.record)
             file.attrs["columns"] = list(columns)
             for name, column in columns.items():
                 file[name] = column
+        self._written.append(part)
 
     def finish(self, record: Any = None) -> None:
         """Merge all parts into the one file, one column of one part in memory at a time.
 
         Args:
             record: To be kept instead of that given before.
+
+        Raises:
+            FileNotFoundError: Somebody has removed rows since they were written.
         """
         self._lock.check()
+        if gone := [part for part in self._written if not part.exists()]:
+            raise FileNotFoundError(
+                f"{len(gone)} of {len(self._written)} files that {self.path} grows from were removed while it was "
+                f"written, {gone[0]} first: put them back, or run the same command again, which makes their rows anew"
+            )
         files = find_files(self.path, self.kind)
         if not files or (files == [self.path] and record is None):
             return
@@ -85,6 +96,7 @@ class RowsWriter:
             target.attrs["columns"] = names
             for name in names:
                 _concatenate(target, name, files)
+        self._written = [self.path]
         shutil.rmtree(parts_folder(self.path), ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -15,12 +16,15 @@ import torch
 from problems import class_data
 from torch import nn
 
+from landscape import models
 from landscape.cli import main
 from landscape.directions import random_directions
 from landscape.evaluation import evaluate
 from landscape.objective import Objective
 from landscape.output import create_hdf5
 from landscape.recorder import Recorder
+from landscape.restarts import run_restarts
+from landscape.study import StudyWriter
 from landscape.surface import Surface, SurfaceStore
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "reliability"
@@ -192,6 +196,32 @@ class TestFolders:
             recorder.step()
         with pytest.raises(FileNotFoundError, match="was removed"):
             recorder.close()
+
+    def test_removed_in_mid_run_runs_of_a_study_that_are_gone_are_an_error(self, tmp_path, monkeypatch):
+        def run(name):
+            data = class_data(12, (4,), 3)
+            build = partial(models.build, "mlp", input_shape=[4], classes=3, widths=[3])
+            return run_restarts(
+                lambda seed: build(seed=seed), data, tmp_path / name, seeds=6, batch=2, progress=False
+            )  # in three parts
+
+        add, whole = StudyWriter.add, run("whole.h5")
+
+        def remove_first(self, columns, i):
+            if i == 2:
+                shutil.rmtree(tmp_path / "a.h5.parts")
+            add(self, columns, i)
+
+        monkeypatch.setattr(StudyWriter, "add", remove_first)
+        with pytest.raises(
+            FileNotFoundError, match=r"2 of 3 files that .*a\.h5 grows from were removed .* run the same"
+        ):
+            run("a.h5")
+        monkeypatch.undo()
+        found = run("a.h5")
+        order = np.argsort(found.seed)
+        assert found.seed[order].tolist() == list(range(6))
+        np.testing.assert_array_equal(found.thetas(np.arange(6))[order], whole.thetas(np.arange(6)))
 
 
 WITH_LITTLE_MEMORY = """
