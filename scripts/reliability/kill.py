@@ -204,7 +204,9 @@ KINDS = {
     ),
     "minima": Kind("minima study.h5 --out minima.h5", minima_result, r"\.h5$", prepare_minima),
     "lecture page": Kind(
-        "lecture_figures.py --quick --data digits --only L5 L11 --out lecture", lecture_result, r"\.json$"
+        "lecture_figures.py --quick --data digits --only L5 L11 --out lecture",
+        result=lecture_result,
+        continued=r"\.json$|\.h5|\.pt$|\.safetensors$",  # figures, and what they are made of
     ),
 }
 
