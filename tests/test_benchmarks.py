@@ -1,4 +1,4 @@
-"""What the benchmarks share: rounds and ratios, tables, the floor, and that all contenders compute the same loss."""
+"""What the benchmarks share: rounds and ratios, tables, the floor; and that all contenders installed agree."""
 
 import json
 import sys
@@ -15,8 +15,6 @@ from landscape.hessian import Hessian
 from landscape.models import build
 from landscape.objective import Objective
 
-for peer in ("loss_landscapes", "losscape"):
-    pytest.importorskip(peer, reason="pip install '.[bench]' brings the peers", exc_type=ImportError)
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 
 
