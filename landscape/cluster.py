@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -80,11 +79,12 @@ class ClusterWorkers:
         pack(make, buffer)
         packed = ray.put(buffer.getvalue())
         on_gpu = self.devices[0] is not None
-        remote = ray.remote(num_cpus=self.threads, num_gpus=1 if on_gpu else 0, max_restarts=-1)(_Actor)
+        # Ray itself does tasks again: what is sent while an actor is being restarted would fail like one that killed it
+        deaths = {"max_restarts": -1, "max_task_retries": _MAX_DEATHS - 1}
+        remote = ray.remote(num_cpus=self.threads, num_gpus=1 if on_gpu else 0, **deaths)(_Actor)
         actors = [remote.remote(packed, device, self.threads) for device in self.devices]
         running: dict[Any, tuple[Any, int]] = {}
         left = iter(range(len(tasks)))
-        deaths: Counter[int] = Counter()
         heard = time.monotonic()
         try:
             for actor in actors * _QUEUED:
@@ -105,15 +105,10 @@ class ClusterWorkers:
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error  # the work's own, not wrapped
                 except ray.exceptions.RayActorError as error:
-                    deaths[i] += 1
-                    if deaths[i] == _MAX_DEATHS:
-                        raise RuntimeError(
-                            f"workers of the cluster died {_MAX_DEATHS} times at one task: out of memory? Use fewer "
-                            "workers or a smaller memory budget"
-                        ) from error
-                    log.warning("a worker of the cluster died; its tasks are done again")
-                    running[actor.do.remote(tasks[i])] = actor, i  # Ray starts the actor anew
-                    continue
+                    raise RuntimeError(
+                        f"workers of the cluster died {_MAX_DEATHS} times at one task: out of memory? Use fewer "
+                        "workers or a smaller memory budget"
+                    ) from error
                 for following in islice(left, 1):
                     running[actor.do.remote(tasks[following])] = actor, following
                 yield i, result

@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from landscape.cluster import ClusterWorkers
+from landscape.cluster import ClusterWorkers, _Actor
 from landscape.directions import random_directions
 from landscape.evaluation import evaluate
 from landscape.models import build
@@ -37,8 +38,15 @@ def test_a_surface_has_the_digits_of_one_process(cluster):
     np.testing.assert_array_equal(parallel.values["loss"], serial.values["loss"])
 
 
-def test_a_worker_killed_in_mid_run(cluster, tmp_path):
+def test_a_worker_killed_in_mid_run(cluster, tmp_path, monkeypatch):
     flag = tmp_path / "died"
+
+    class Slow(_Actor):
+        def __init__(self, *arguments):
+            time.sleep(3 if flag.exists() else 0)  # a restart takes longer than Ray takes to say that it is going on
+            super().__init__(*arguments)
+
+    monkeypatch.setattr("landscape.cluster._Actor", Slow)
 
     def mortal(device):
         def work(task):
