@@ -4,11 +4,13 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from landscape import storage
 
@@ -55,7 +57,7 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     usual = {number: signal.getsignal(number) for number in numbers}
     usual = {number: old for number, old in usual.items() if old not in (None, signal.SIG_IGN)}  # nohup ignores SIGHUP
-    left = threading.Event()
+    left, stop = threading.Event(), _Stop(received)
 
     def watch() -> None:
         while (number := reading.recv(1)[0]) not in (*usual, _END):
@@ -69,33 +71,50 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
         say(number)
         os._exit(128 + number)
 
+    hook = sys.unraisablehook
+
+    def tell(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            hook(unraisable)
+
     watcher = threading.Thread(target=watch, name="landscape-stop", daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
-        for number in usual:
-            signal.signal(number, _Stop(received))
-        yield received
+        try:
+            sys.unraisablehook = tell  # raised where Python drops it, as in a weakref's callback: then `watch` ends it
+            for number in usual:
+                signal.signal(number, stop)
+            stop.raises = True
+            if received:  # meanwhile
+                raise Stopped(received[0])
+            yield received
+        finally:
+            stop.raises = False  # in what follows, which must be done to its end
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        stop.raises = False  # again: a signal may have come just before
         signal.set_wakeup_fd(before)
+        sys.unraisablehook = hook
         left.set()
         writing.send(bytes([_END]))
         watcher.join()
         reading.close()
         writing.close()
+        for number, handler in usual.items():  # last: the usual ones may raise
+            signal.signal(number, handler)
 
 
 class _Stop:
-    """A handler of signals."""
+    """A handler of signals, which notes them, and raises `Stopped` if `raises`."""
 
     def __init__(self, received: list[int]) -> None:
         self._received = received
+        self.raises = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
-        raise Stopped(number)
+        if self.raises:
+            raise Stopped(number)
 
 
 @contextmanager

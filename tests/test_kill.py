@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,33 @@ def test_compiled_code_does_not_delay_the_end(tmp_path):
     assert (tmp_path / "said").read_text() == "15"
 
 
+def drop(folder: Path) -> None:
+    class Thing:
+        pass
+
+    def stop(reference):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # `Stopped` is raised here, where Python drops it
+
+    os.dup2(os.open(folder / "err", os.O_WRONLY | os.O_CREAT), 2)
+    with stoppable(lambda number: (folder / "said").write_text(str(number))):
+        thing = Thing()
+        reference = weakref.ref(thing, stop)
+        del thing
+        assert reference() is None
+        time.sleep(60)
+
+
+def test_a_stop_that_python_drops_ends_the_job_all_the_same(tmp_path):
+    process = CONTEXT.Process(target=drop, args=(tmp_path,))
+    process.start()
+    STARTED.append(process)
+    process.join(30)
+    assert process.exitcode == 143
+    assert (tmp_path / "said").read_text() == "15"
+    assert (tmp_path / "err").read_text() == ""
+
+
 def press(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(5)
@@ -207,6 +236,37 @@ def test_signals_are_handled_as_before_afterwards():
     assert waiting == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert "landscape-stop" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_signal_at_the_very_end_does_no_harm(monkeypatch):
+    handler, set_wakeup_fd, calls = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd, []
+
+    def press_at_the_end(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return set_wakeup_fd(*arguments, **options)
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", press_at_the_end)
+    with stoppable(lambda number: None) as received:
+        pass
+    assert received == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert "landscape-stop" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("moment", ["begin", "end"])
+def test_a_command_that_is_stopped_at_its_ends_says_so(moment, monkeypatch, capsys):
+    @contextmanager
+    def stopped(say):
+        if moment == "begin":
+            raise Stopped(signal.SIGTERM)
+        yield []
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "stoppable", stopped)
+    assert cli.main(["info", str(Path(__file__).parent / "files/v1/surface.h5")]) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped: run the same command again"
 
 
 def test_nohup_is_respected():

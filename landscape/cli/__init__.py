@@ -36,29 +36,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("kaleido", "choreographer", "logistro"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    with stoppable(lambda number: _say_stopped(options)) as signals:
-        try:
-            with redirect_stdout(Printable(sys.stdout)):  # type: ignore[type-var]
-                options.run(options)
-        except KeyboardInterrupt as error:
+    try:
+        with stoppable(lambda number: _say_stopped(options)) as signals:
+            return _run(options, signals)
+    except KeyboardInterrupt as error:  # out here: it may come at the very beginning and end, too
+        _say_stopped(options)
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+def _run(options: argparse.Namespace, signals: Sequence[int]) -> int:
+    """Run a command, say what went wrong, and return the exit code; `signals` are those received so far."""
+    try:
+        with redirect_stdout(Printable(sys.stdout)):  # type: ignore[type-var]
+            options.run(options)
+    except Exception as error:
+        if signals:  # compiled code may turn an interruption into an error of its own
             _say_stopped(options)
-            return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
-        except Exception as error:
-            if signals:  # compiled code may turn an interruption into an error of its own
-                _say_stopped(options)
-                return 128 + signals[0]
-            if options.debug:
-                raise
-            text = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-                text = (
-                    f"not enough memory ({text}): free some, or let less be held at once (--memory, --chunk-size, "
-                    "--batch-size, --limit, --workers); what was stored is intact"
-                )
-            elif not isinstance(error, (*_MISTAKES, OSError)):
-                text = f"{type(error).__name__}: {text} (--debug shows where)"
-            print(f"landscape {options.command}: {text}", file=Printable(sys.stderr))
-            return 2 if isinstance(error, _MISTAKES) else 1
+            return 128 + signals[0]
+        if options.debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+            text = (
+                f"not enough memory ({text}): free some, or let less be held at once (--memory, --chunk-size, "
+                "--batch-size, --limit, --workers); what was stored is intact"
+            )
+        elif not isinstance(error, (*_MISTAKES, OSError)):
+            text = f"{type(error).__name__}: {text} (--debug shows where)"
+        print(f"landscape {options.command}: {text}", file=Printable(sys.stderr))
+        return 2 if isinstance(error, _MISTAKES) else 1
     return 0
 
 
