@@ -54,7 +54,7 @@ class Recorder:
 
     An exception in the `with` block, or the end of the program without `close`, merges what was recorded, too. While
     the recorder is open no other process can record there; in the same process a new recorder takes over, and the older
-    one refuses further steps.
+    one refuses further rows.
 
     Args:
         path: The file to write, such as `run.h5`.
@@ -152,19 +152,22 @@ class Recorder:
             **metrics: Numbers to keep with the row, such as `loss=...`; those of steps without a row are dropped.
 
         Raises:
-            ValueError: The recorder is closed, a newer one has taken over, or the name of a metric contains a slash.
+            ValueError: The recorder is closed, a newer one has taken over when a row is due, or the name of a metric
+                contains a slash.
             TypeError: A metric is not a number.
         """
         if self._closed:
             raise ValueError(f"the recorder of {self.path} is closed: make a new one with step={self.n_steps}")
-        self._lock.check()
         self.n_steps += 1
         # Detached but not converted: reading a number off an accelerator waits for it.
         self._metrics = {k: v.detach() if isinstance(v, Tensor) else v for k, v in metrics.items()}
-        if self.n_steps % self.every == 0:
+        is_row = self.n_steps % self.every == 0
+        if is_row:
+            self._lock.check()
             self._record()
         self._seen = self._versions()
-        if time.monotonic() - self._written > self.interval or self._held() >= MEMORY_BYTES:
+        # Steps without a row do as little as they can: that is most of what a recorder adds to a training.
+        if time.monotonic() - self._written > self.interval or (is_row and self._held() >= MEMORY_BYTES):
             self.flush()
 
     def flush(self) -> None:

@@ -7,19 +7,20 @@ parts may differ in width; missing entries are NaN.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import h5py
 import numpy as np
 
 from landscape.contents import dataset, has_attribute, read_array, read_attribute
 from landscape.lock import Lock
-from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
+from landscape.storage import read_hdf5, read_json, read_steadily, write_hdf5, write_json
 
 Array = np.ndarray
+T = TypeVar("T")
 
 
 class RowsWriter:
@@ -115,9 +116,12 @@ def read_rows(
         FileNotFoundError: There is no such file.
         ValueError: A file is damaged or of another kind.
     """
-    files = find_files(Path(path), kind)
-    if not files:
-        raise FileNotFoundError(f"no file {path}")
+    return _read_whole(Path(path), kind, lambda files: _read_rows(path, files, kind, but, pattern))
+
+
+def _read_rows(
+    path: str | os.PathLike, files: list[Path], kind: str, but: tuple[str, ...], pattern: Any
+) -> tuple[dict[str, Array], Any]:
     columns: dict[str, list[Array]] = {}
     for part in files:
         with read_hdf5(part, kind) as file:
@@ -137,7 +141,10 @@ def read_rows(
 
 def read_column(path: str | os.PathLike, kind: str, name: str, rows: Array) -> Array:
     """Read some rows of a column, by increasing indices."""
-    files = find_files(Path(path), kind)
+    return _read_whole(Path(path), kind, lambda files: _read_column(path, files, kind, name, rows))
+
+
+def _read_column(path: str | os.PathLike, files: list[Path], kind: str, name: str, rows: Array) -> Array:
     first, found = 0, []
     for part in files:
         with read_hdf5(part, kind) as file:
@@ -157,8 +164,24 @@ def read_column(path: str | os.PathLike, kind: str, name: str, rows: Array) -> A
 
 def find_files(path: Path, kind: str) -> list[Path]:
     """Return the file and the parts that it does not hold yet, in order; an empty list if there are none."""
+    parts = sorted(_parts(path).items())  # first: the file holds them before they go
     first = _next_part(path, kind)
-    return [path] * path.exists() + [file for number, file in sorted(_parts(path).items()) if number >= first]
+    return [path] * path.exists() + [file for number, file in parts if number >= first]
+
+
+def _read_whole(path: Path, kind: str, read: Callable[[list[Path]], T]) -> T:
+    """Call what reads the files; again, where a job has merged them meanwhile."""
+
+    def read_once() -> T:
+        files = find_files(path, kind)
+        if not files:
+            raise FileNotFoundError(f"no file {path}")
+        found = read(files)
+        if not {*files} <= {*find_files(path, kind)}:
+            raise FileNotFoundError(f"{path} was merged while it was read")
+        return found
+
+    return read_steadily(read_once)
 
 
 def parts_folder(path: Path) -> Path:

@@ -107,8 +107,9 @@ def find_segments(path: Path) -> list[Segment]:
     Raises:
         ValueError: A file is damaged or of another kind, or rows in between are missing.
     """
-    files = [(0, path, "trajectory")] if path.exists() else []
-    files += [(first, file, "trajectory-part") for first, file in find_shards(path).items()]
+    shards = [(first, file, "trajectory-part") for first, file in find_shards(path).items()]
+    # Looked for after the shards: it is there before they go.
+    files = [*([(0, path, "trajectory")] if path.exists() else []), *shards]
     segments: list[Segment] = []
     widths: set[tuple[int, int]] = set()
     for first, file, kind in files:

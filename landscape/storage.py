@@ -17,11 +17,11 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 
@@ -45,6 +45,8 @@ _FULL = {
 }
 
 _Binary = BufferedReader | BufferedRandom
+T = TypeVar("T")
+_TRIES = 5  # to read files that are merged meanwhile; a job does that at its end
 
 # The state in which a file was found whole, by path: checking it again with every row that is read would take longer
 # than reading. SHA-256, since the difference to others does not matter: on one core of a busy Xeon hashing 64 MiB, best
@@ -288,15 +290,17 @@ def open_hdf5(path: str | os.PathLike) -> h5py.File:
 
 def _open_hdf5(path: str | os.PathLike) -> tuple[h5py.File, bool]:
     """Open a file, and say whether it has a checksum, which fits."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
     while True:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no file {path}")
         with open(path, "rb") as plain:
             checked = _check(plain, path)
             before = _state(os.fstat(plain.fileno()))
         try:
             file = h5py.File(path, "r")
         except OSError as error:
+            if not os.path.exists(path) or _state(os.stat(path)) != before:
+                continue  # see below
             raise ValueError(f"{path} is not a readable HDF5 file (damaged or of another type): {error}") from error
         try:
             unchanged = _state(os.stat(path)) == before
@@ -313,6 +317,14 @@ def _open_hdf5(path: str | os.PathLike) -> tuple[h5py.File, bool]:
         if unchanged:
             return file, checked
         file.close()  # a job has put a new one in its place meanwhile, or removed it
+
+
+def read_steadily(read: Callable[[], T]) -> T:
+    """Call what reads several files; again, where a job has merged them, so that one of them is gone."""
+    for _ in range(_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return read()
+    return read()
 
 
 @contextmanager

@@ -24,13 +24,14 @@ from landscape.shards import (
     Header,
     Segment,
     create_rows,
+    cut_segments,
     find_segments,
     float_type,
     read_header,
     read_scalars,
     shard_folder,
 )
-from landscape.storage import read_hdf5, write_hdf5
+from landscape.storage import read_hdf5, read_steadily, write_hdf5
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +66,16 @@ class Trajectory:
             ValueError: A file is damaged, is no trajectory, or rows are missing.
         """
         path = Path(path)
-        segments = find_segments(path) if path.name else []
-        if not segments:
-            raise FileNotFoundError(f"no trajectory {path}")
-        header = read_header(segments[-1].file)
-        step, metrics = read_scalars(segments)
-        return cls(path, header.layout, step, metrics, header.info, header.buffers, segments)
+
+        def read() -> Trajectory:
+            segments = find_segments(path) if path.name else []
+            if not segments:
+                raise FileNotFoundError(f"no trajectory {path}")
+            header = read_header(segments[-1].file)
+            step, metrics = read_scalars(segments)
+            return cls(path, header.layout, step, metrics, header.info, header.buffers, segments)
+
+        return read_steadily(read)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -104,9 +109,22 @@ class Trajectory:
         if not -len(self) <= i < len(self):
             raise IndexError(f"checkpoint {i} of a trajectory of {len(self)}")
         i %= len(self)
-        segment = next(s for s in self._segments if i < s.stop)
-        with read_hdf5(segment.file) as file:
-            return _rows(file, name, (i - segment.first,))
+
+        def read() -> np.ndarray:
+            segment = next(s for s in self._present_segments() if i < s.stop)
+            with read_hdf5(segment.file) as file:
+                return _rows(file, name, (i - segment.first,))
+
+        return read_steadily(read)
+
+    def _present_segments(self) -> list[Segment]:
+        """Return where the rows are: the recorder may have merged its files since."""
+        if not all(segment.file.exists() for segment in self._segments):
+            found = cut_segments(find_segments(self.path), len(self))
+            if not found or found[-1].stop < len(self):
+                raise FileNotFoundError(f"rows of {self.path} were removed since it was opened")
+            self._segments[:] = found
+        return self._segments
 
     def columns(self, start: int, stop: int) -> np.ndarray:
         """Read the entries `start` to `stop - 1` of theta of all checkpoints, and only these.
@@ -120,11 +138,15 @@ class Trajectory:
         start, stop = operator.index(start), operator.index(stop)
         if not 0 <= start <= stop <= self.p:
             raise ValueError(f"columns need 0 <= start <= stop <= {self.p}, got {start} and {stop}")
-        parts = []
-        for segment in self._segments:
-            with read_hdf5(segment.file) as file:
-                parts.append(_rows(file, "theta", (slice(segment.stop - segment.first), slice(start, stop))))
-        return np.concatenate(parts)
+
+        def read() -> np.ndarray:
+            parts = []
+            for segment in self._present_segments():
+                with read_hdf5(segment.file) as file:
+                    parts.append(_rows(file, "theta", (slice(segment.stop - segment.first), slice(start, stop))))
+            return np.concatenate(parts)
+
+        return read_steadily(read)
 
     def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield all columns of theta, block by block.
@@ -135,8 +157,7 @@ class Trajectory:
         Yields:
             `(start, stop, block)` with block `[t, stop - start]`.
         """
-        with read_hdf5(self._segments[0].file) as file:
-            itemsize = file["theta"].dtype.itemsize
+        itemsize = self.columns(0, 0).itemsize
         width = max(1, max_bytes // (itemsize * len(self)))
         for start in range(0, self.p, width):
             stop = min(start + width, self.p)

@@ -24,8 +24,6 @@ import json
 import multiprocessing
 import os
 import platform
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -365,17 +363,21 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     """Measure, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=[*JOBS, "overhead"], default=[*JOBS, "overhead"], help="these")
+    parser.add_argument("--only", nargs="+", choices=[*JOBS, "overhead"], help="these; others keep their results")
     parser.add_argument("--rounds", type=int, default=10, help="how often training takes its turn")
     parser.add_argument("--quick", action="store_true", help="small: does everything run?")
     parser.add_argument("--out", type=Path, default=Path("results/reliability"), help="folder for the results")
     chosen = parser.parse_args()
-    jobs = {}
+    file = chosen.out / "long_runs.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if chosen.only and file.exists() else {}
+    jobs, overhead = earlier.get("jobs", {}), earlier.get("overhead")
+    only = chosen.only or [*JOBS, "overhead"]
     for name, (job, count, total, few) in JOBS.items():
-        if name in chosen.only:
+        if name in only:
             jobs[name] = describe(watch(job, count, few if chosen.quick else total))
     rounds = 2 if chosen.quick else chosen.rounds
-    overhead = measure_overhead(rounds, chosen.quick) if "overhead" in chosen.only else None
+    if "overhead" in only:
+        overhead = measure_overhead(rounds, chosen.quick)
     results = {"jobs": jobs, "overhead": overhead}
     machine = {
         "processors": os.cpu_count(),
@@ -385,7 +387,7 @@ def main() -> None:
         "torch": torch.__version__,
         "landscape": __version__,
     }
-    command = shlex.join(["python", *sys.argv])
+    command = f"python scripts/reliability/long_runs.py --rounds {rounds}"  # of all
     text = tables(results)
     facts = "".join(f"- {key}: {value}\n" for key, value in machine.items())
     for suffix, content in (
