@@ -4,7 +4,13 @@ OLDEST ?= python3.11
 NEWEST ?= python3.13
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest test-newest bench lecture check dist clean
+# which files `make test-floors` runs: those that meet numpy, scipy, scikit-learn, plotly, h5py, safetensors, loky, numba,
+# igraph or xarray, not whole trainings
+FLOORS := catalog checkpoint computation connectivity constraints data figures interchange kernel layout parameters \
+  sanity stage statistics statistics_figures storage surface symmetry topology topology_figures trajectory versions \
+  workers
+
+.PHONY: demo test test-floors test-oldest test-newest bench lecture check dist clean
 
 demo: .venv/demo
 	$(BIN)/landscape demo
@@ -12,8 +18,13 @@ demo: .venv/demo
 test: check
 	$(BIN)/pytest -n auto
 
-# the same with the oldest and the newest versions that are supported: on Linux the torch of each brings CUDA, and each
-# environment takes some 7 GB
+# CI's second set: the oldest versions of everything but torch, which stays the build of constraints.txt, since an old one
+# brings CUDA; without the extras and callbacks that take long to install, whose tests skip
+test-floors: .venv-floors/test
+	.venv-floors/bin/pytest -n auto $(FLOORS:%=tests/test_%.py)
+
+# the whole suite with the oldest and the newest versions that are supported; on Linux the torch of each brings
+# CUDA, and each environment takes some 7 GB
 test-oldest: .venv-oldest/test
 	.venv-oldest/bin/pytest -n auto
 
@@ -41,7 +52,7 @@ dist: .venv/test
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info
+	rm -rf .venv .venv-floors .venv-oldest .venv-newest build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "landscape needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -66,6 +77,14 @@ clean:
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/demo .venv/lecture
+
+# torch 2.13 needs a newer sympy than the floor
+.venv-floors/test: pyproject.toml constraints.txt constraints-oldest.txt
+	$(OLDEST) -m venv .venv-floors
+	grep -vE '^(torch|sympy)==' constraints-oldest.txt | cat - constraints.txt > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install --quiet --constraint .venv-floors/constraints.txt \
+	  --editable '.[images,fast,graph,xarray]' pytest pytest-xdist hypothesis gudhi
+	touch $@
 
 .venv-oldest/test: pyproject.toml constraints-oldest.txt
 	$(OLDEST) -m venv .venv-oldest

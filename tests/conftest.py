@@ -1,8 +1,11 @@
 """What the tests share: two threads at most, and small problems with known answers."""
 
 import os
+import platform
 import shutil
+import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 # two test processes with two threads each on two cores: those that wait must not keep the others from their work
@@ -25,6 +28,14 @@ COSTLY = {
 settings.register_profile("default", deadline=None)  # shared machines stall now and then
 settings.load_profile("default")
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs ignore Ctrl-C, which tests press
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which versions were tested."""
+    names = ("torch", "numpy", "scipy", "scikit-learn", "plotly", "h5py", "pytest")
+    found = [f"{name} {version(name)}" for name in names]
+    terminalreporter.write_line(", ".join([f"Python {platform.python_version()}", *found]))
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
