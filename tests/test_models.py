@@ -300,7 +300,7 @@ def test_adam_reduces_the_loss(key):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for dropout
         losses = []
-        for _ in range(40):
+        for _ in range(100):
             loss = F.cross_entropy(network(x), y)
             optimizer.zero_grad()
             loss.backward()
