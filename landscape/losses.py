@@ -108,7 +108,8 @@ def is_classification(output: Any, target: Any) -> bool:
 def describe_callable(function: Callable) -> str:
     """Name a loss or metric, with a hash of its code where the name alone would not tell it apart.
 
-    The text is the same in every process. What the code refers to outside of itself is not part of it.
+    The text is the same in every process. What the code refers to outside of itself is not part of it. Functions of
+    torch and of this package are known by their names: other versions, also of Python, compile them to other code.
     """
     if isinstance(function, nn.Module):
         # `CrossEntropyLoss()` is what every one of them is called; what tells them apart are its attributes
@@ -126,7 +127,7 @@ def describe_callable(function: Callable) -> str:
         return f"{describe_callable(function.func)} with {', '.join(given)}"
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
     code = getattr(function, "__code__", None)
-    if code is None:
+    if code is None or name.startswith(("torch.", "landscape.")):
         return name
     digest = hashlib.sha256()
     _hash_code(code, digest)

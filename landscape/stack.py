@@ -104,7 +104,7 @@ class Stack:
             self.flat.grad = torch.empty_like(self.flat)
         parts = torch.split(self.flat.grad, [leaf.numel() for leaf in self._leaves])
         for part, gradient in zip(parts, gradients, strict=True):
-            part.view_as(gradient).copy_(gradient)
+            part.view_as(gradient).copy_(gradient.detach())  # torch 2.4 materializes zeros that require gradients
         for name, buffer in updated.items():
             if buffer.data_ptr() != self.buffers[name].data_ptr():
                 self.buffers[name].copy_(buffer)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from landscape.rows import RowsWriter, find_files, parts_folder, read_column, read_rows
+from landscape.storage import without_known_code
 
 KIND = "study"
 Array = np.ndarray
@@ -120,7 +121,7 @@ class Study:
             settings=settings,
             curves=curves,
             provenance=record["provenance"],
-            fingerprint=record["fingerprint"],
+            fingerprint=without_known_code(record["fingerprint"]),
             path=Path(path),
             **{name: columns[name] for name in _COLUMNS},
         )

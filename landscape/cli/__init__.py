@@ -56,7 +56,8 @@ def _run(options: argparse.Namespace, signals: Sequence[int]) -> int:
         if options.debug:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(text) is not None
+        if no_memory:
             text = (
                 f"not enough memory ({text}): free some, or let less be held at once (--memory, --chunk-size, "
                 "--batch-size, --limit, --workers); what was stored is intact"
@@ -64,7 +65,7 @@ def _run(options: argparse.Namespace, signals: Sequence[int]) -> int:
         elif not isinstance(error, (*_MISTAKES, OSError)):
             text = f"{type(error).__name__}: {text} (--debug shows where)"
         print(f"landscape {options.command}: {text}", file=Printable(sys.stderr))
-        return 2 if isinstance(error, _MISTAKES) else 1
+        return 2 if isinstance(error, _MISTAKES) and not no_memory else 1
     return 0
 
 

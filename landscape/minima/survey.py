@@ -25,6 +25,7 @@ from landscape.minima.polish import GTOL, NEWTON_BELOW
 from landscape.objective import Objective
 from landscape.parameters import Layout
 from landscape.rows import RowsWriter, find_files, parts_folder, read_column, read_rows
+from landscape.storage import without_known_code
 from landscape.study import Study
 from landscape.symmetry import symmetries
 from landscape.training import EVALUATION_CHUNK
@@ -301,7 +302,7 @@ def _done(path: Path, question: dict, study: Study) -> set[int]:
     if not find_files(path, KIND):
         return set()
     columns, record = read_rows(path, KIND, but=("theta", "buffers"))
-    before = record["provenance"]["question"]
+    before = without_known_code(record["provenance"]["question"])
     differing = [key for key in question if before.get(key) != question[key]]
     runs, settings = columns["run"], record["provenance"]["study settings"]
     if runs.max() >= len(study) or any(study.settings.get(name) != settings[name] for name in settings):

@@ -76,7 +76,7 @@ def analyze(
         try:
             given = np.asarray(surface)
             known = given.real.astype(np.float64)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise TypeError(f"values must be a surface or an array of numbers: {error}") from error
         if given.dtype.kind == "c":
             raise TypeError("values must be real numbers, got complex ones")
