@@ -12,6 +12,8 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from landscape import report
 from landscape.figures import browser_missing, save_figures
 from landscape.figures.image import FORMATS
+from landscape.interruption import Stopped, stoppable
 from landscape.storage import replacing
 
 MODULES = {
@@ -156,6 +159,7 @@ def in_processes(
 def enter(job: Job, order: list[str], done: Any, parent: int) -> None:
     """Prepare a process that makes figures; it ends when its parent does, however that ends."""
     _there.update(job=job, order=order, done=done)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this one, too: the parent ends it
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -251,5 +255,15 @@ def command_of(chosen: argparse.Namespace) -> str:
     return f"python scripts/lecture_figures.py{data}{' --quick' * chosen.quick}"
 
 
+def say_stopped(number: int) -> None:
+    """Say how to go on."""
+    print("stopped; what is done is stored: the same command goes on", file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        with stoppable(say_stopped):
+            main()
+    except Stopped as stop:
+        say_stopped(stop.number)
+        sys.exit(128 + stop.number)

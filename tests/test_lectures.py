@@ -1,8 +1,11 @@
 """The page of the lecture: every figure drawn, also those in 3-D, on wide and narrow screens, and nothing fetched."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,26 @@ def test_several_processes_make_the_same_figures(out, tmp_path):
         json.loads((folder / "lecture.json").read_text())["figures"]["L2"]["numbers"] for folder in (out, tmp_path)
     ]
     assert numbers[0] == numbers[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_all_processes_and_says_how_to_go_on(tmp_path, number):
+    arguments = ["--quick", "--data=digits", "--only", "L7", "L9", "--workers=2", "--formats", "html", "--out"]
+    script = Path(__file__).parents[1] / "scripts" / "lecture_figures.py"
+    command = [sys.executable, script, *arguments, tmp_path]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    due = time.monotonic() + 60
+    while not list(tmp_path.glob("_runs/*/L7/*")):  # both processes are at work
+        assert time.monotonic() < due
+        time.sleep(0.05)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    begin = time.monotonic()
+    said = process.communicate(timeout=30)[1].decode()
+    assert time.monotonic() - begin < 10  # two on a machine that does nothing else
+    assert process.returncode == 128 + number
+    assert said.count("stopped; what is done is stored: the same command goes on") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("width", [1280, 390])
