@@ -14,9 +14,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from landscape import rows, trajectory
 from landscape.barriers import Barriers
 from landscape.lock import Lock
 from landscape.recorder import Recorder
@@ -259,6 +261,76 @@ class TestOneProcess:
         with Lock(tmp_path / "a.h5") as lock:
             lock.check()
         assert os.listdir(tmp_path) == []
+
+
+class TestReadersWhileFilesAreMerged:
+    """As at the end of a job, in the middle of what a reader does."""
+
+    def test_a_trajectory_opened_while_it_is_merged(self, tmp_path, monkeypatch):
+        recorder = Recorder(tmp_path / "a.h5", samples.network(), interval=0)
+        recorder.step(loss=1.0)
+        read_header = trajectory.read_header
+
+        def merge_first(file):
+            recorder.close()
+            return read_header(file)
+
+        monkeypatch.setattr(trajectory, "read_header", merge_first)
+        assert Trajectory.load(tmp_path / "a.h5").step.tolist() == [0, 1]
+        assert os.listdir(tmp_path) == ["a.h5"]
+
+    def test_a_trajectory_that_was_opened_before(self, tmp_path):
+        recorder = Recorder(tmp_path / "a.h5", samples.network(), interval=0)
+        recorder.step(loss=1.0)
+        before = Trajectory.load(tmp_path / "a.h5")
+        recorder.close()
+        after = Trajectory.load(tmp_path / "a.h5")
+        assert before.theta(1).tolist() == after.theta(1).tolist()
+        before = before.columns(0, 3)
+        np.testing.assert_array_equal(before, after.columns(0, 3))
+
+    def test_rows_that_are_gone_are_said(self, tmp_path):
+        with Recorder(tmp_path / "a.h5", samples.network(), interval=0) as recorder:
+            recorder.step()
+        opened = Trajectory.load(tmp_path / "a.h5")
+        (tmp_path / "a.h5").unlink()
+        with pytest.raises(FileNotFoundError, match=r"rows of .*a\.h5 were removed since it was opened"):
+            opened.theta(0)
+
+    @pytest.mark.parametrize("after", [0, 1])
+    def test_a_study(self, tmp_path, monkeypatch, after):
+        writer = OPEN["study.h5"](tmp_path / "a.h5")
+        for i in range(2):
+            writer.add(samples.study_rows(i), i)
+        read, seen = rows.read_json, []
+
+        def merge_at(*arguments):
+            found = read(*arguments)
+            seen.append(found)
+            if len(seen) == 1 + after:
+                writer.finish()
+            return found
+
+        monkeypatch.setattr(rows, "read_json", merge_at)
+        assert len(Study.load(tmp_path / "a.h5")) == 4
+        assert len(seen) > 1 + after  # read again
+
+    def test_a_file_that_goes_while_libhdf5_opens_it(self, tmp_path, monkeypatch):
+        samples.surface().save(tmp_path / "a.h5")
+        other = (tmp_path / "a.h5").read_bytes()
+        opened = h5py.File
+
+        def replace_first(path, mode):
+            monkeypatch.undo()
+            Path(path).unlink()
+            try:
+                return opened(path, mode)
+            finally:
+                (tmp_path / "b").write_bytes(other)
+                (tmp_path / "b").rename(path)
+
+        monkeypatch.setattr(h5py, "File", replace_first)
+        assert Surface.load(tmp_path / "a.h5").finished
 
 
 COUNT = """
