@@ -8,8 +8,8 @@ killed, and so are the names of the files that are left.
 
 A kill loses the seconds from the moment at which the state was taken that the next start goes on from, to the kill.
 The job itself notes these moments in memory that outlives it: whenever a file that it continues from is complete, the
-time at which its writing began. Before the first such file it is the start of the job: what is done twice then is
-to load, plan and start workers.
+time at which its writing began; of files that other processes of it wrote, the time at which it ended. Before the first
+such file it is the start of the job: what is done twice then is to load, plan and start workers.
 
 Jobs are forked from this process, which has imported everything: importing torch takes longer than they do. The
 intervals at which states are written are shortened like the jobs, from seconds to tenths. The lecture's page is made
@@ -347,6 +347,12 @@ def read_whole(path: Path) -> None:
         Catalog.load(path).thetas()
 
 
+def newest(folder: Path, continued: str) -> float:
+    """Return when the last file to go on from was complete, also of those that other processes of the job wrote."""
+    files = [path for path in folder.rglob("*") if re.search(continued, path.name) and not path.name.startswith(".")]
+    return time.monotonic() - time.time() + max((path.stat().st_mtime for path in files), default=0.0)
+
+
 def names(folder: Path) -> set[str]:
     """Return the names of all files and folders."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
@@ -415,6 +421,7 @@ def study(kind: Kind, n_kills: int, root: Path, seed: int) -> Found:
                 break
             gone = kill(process, whole=len(found.lost) % 2 == 0)
             kept, started = struct.unpack_from("dd", memory)
+            kept = max(kept, newest(folder, kind.continued))
             found.lost.append(time.monotonic() - kept - (gone or GONE))
             found.starting.append(kept == started)
             if gone is None:

@@ -13,8 +13,8 @@ import argparse
 import json
 import mmap
 import os
+import platform
 import shutil
-import socket
 import struct
 import tempfile
 import time
@@ -74,7 +74,7 @@ def share(name: str, attempts: int, root: Path) -> Shared:
         while (code := kill.wait(process, 0)) is None:
             with chdir(folder):
                 error = second()
-            who = f"is being written by process {process} on {socket.gethostname()} since "
+            who = f"is being written by process {process} on {platform.node()} since "
             if error and who in error:
                 found.refused += 1
             elif error is None:  # the first job had written all, and was about to end
