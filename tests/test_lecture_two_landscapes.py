@@ -1,11 +1,14 @@
 """The lecture's two landscapes: both networks are what they are said to be, and the numbers are those of the slices."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from landscape import Surface, analyze
+from landscape.data import Dataset
 from landscape.models import build
 from landscape.topology import descend, random_starts
 from landscape.topology.tree import OUTSIDE
@@ -31,7 +34,8 @@ def drawn(setting):
 
 def test_the_figures_and_the_caption_say_what_was_measured(setting, drawn):
     assert list(drawn.figures) == [
-        *("jagged_surface", "smooth_surface", "jagged_descents", "smooth_descents", "jagged_volume")
+        *("jagged_surface", "smooth_surface", "jagged_basins", "smooth_basins"),
+        *("jagged_descents", "smooth_descents", "jagged_volume"),
     ]
     numbers = json.loads(json.dumps(drawn.numbers, allow_nan=False))
     assert "digits" in drawn.caption
@@ -53,22 +57,43 @@ def test_both_networks_differ_in_their_skip_connections_only(drawn):
     assert left["loss"] != right["loss"]
 
 
-def test_both_surfaces_are_seen_on_one_scale(drawn):
-    ranges = [drawn.figures[f"{kind}_surface"].layout.scene.zaxis.range for kind in ("jagged", "smooth")]
-    assert ranges[0] == ranges[1]
-    lowest = min(
-        drawn.numbers[f"{words} skip connections"]["lowest loss on the slice"] for words in ("with", "without")
-    )
-    assert ranges[0][0] < lowest < ranges[0][1]
+def test_all_surfaces_are_seen_on_one_scale_up_to_the_top_of_the_lower(drawn):
+    measured = [drawn.numbers[f"{words} skip connections"] for words in ("with", "without")]
+    low = min(numbers["lowest loss on the slice"] for numbers in measured)
+    high = min(numbers["highest loss on the slice"] for numbers in measured)
+    for name in ("jagged_surface", "smooth_surface", "jagged_basins", "smooth_basins"):
+        figure = drawn.figures[name]
+        assert figure.layout.scene.zaxis.range == (0, high)
+        (relief,) = figure.select_traces({"type": "surface"})
+        assert (relief.cmin, relief.cmax) == (low, high)
+        assert low <= relief.contours.z.start < relief.contours.z.end <= high
+
+
+def test_large_images_are_averaged_and_small_ones_kept(scripts, monkeypatch):
+    from lecture import two_landscapes
+    from lecture.setting import Setting
+
+    inputs = torch.arange(2 * 3 * 32 * 32, dtype=torch.float32).reshape(2, 3, 32, 32)
+    large = Dataset("cifar10", "train", inputs, torch.zeros(2, dtype=torch.int64), 10)
+    monkeypatch.setattr(Setting, "load", lambda self, name, split, limit: large)
+    data = two_landscapes.images(Setting(Path()), "train", 2)
+    assert data.inputs.shape == (2, 3, 16, 16)
+    assert data.inputs[1, 2, 3, 4] == inputs[1, 2, 6:8, 8:10].mean()
+    assert data.name == "cifar10"
+    small = Dataset("digits", "train", inputs[:, :1, :8, :8], large.targets, 10)
+    monkeypatch.setattr(Setting, "load", lambda self, name, split, limit: small)
+    assert two_landscapes.images(Setting(Path()), "train", 2).inputs.equal(small.inputs)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("smooth", "with"), ("jagged", "without")])
 def test_numbers_are_those_of_the_stored_slice(setting, drawn, kind, words):
+    from lecture.two_landscapes import PERSISTENCE
+
     numbers = drawn.numbers[f"{words} skip connections"]
     plane = Surface.load(setting[0].folder / f"digits_{kind}_2d_seed0.h5")
     assert plane.finished
-    assert plane.provenance["settings"]["batch-norm policy"] == "frozen"
-    assert numbers["minima of the slice"] == analyze(plane).count()
+    assert plane.provenance["settings"]["batch-norm policy"] == "batch"
+    assert numbers["minima of the slice"] == analyze(plane, threshold=PERSISTENCE).count()
     assert numbers["highest loss on the slice"] == plane.values["loss"].max()
 
 

@@ -306,7 +306,7 @@ def test_adam_reduces_the_loss(key):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    assert losses[-1] < 0.95 * losses[0]  # a network of steps falls by 9 %
+    assert losses[-1] < 0.85 * losses[0]
 
 
 # --- mlp -------------------------------------------------------------------------------------------
