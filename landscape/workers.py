@@ -162,8 +162,13 @@ class LocalWorkers:
 
     def close(self, kill: bool = False) -> None:
         """End the processes; in the middle of their tasks if `kill`."""
-        while self._executors:
-            self._executors.popitem()[1].shutdown(wait=True, kill_workers=kill)
+        try:
+            while self._executors:
+                self._executors.popitem()[1].shutdown(wait=True, kill_workers=kill)
+        except BaseException:  # asked to stop in the middle: then the others must end as well, and nobody waits
+            while self._executors:
+                self._executors.popitem()[1].shutdown(wait=False, kill_workers=True)
+            raise
 
     def run(self, make: Make, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """See `Workers.run`.

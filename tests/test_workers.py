@@ -362,3 +362,19 @@ def wait_for(condition, seconds):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_a_stop_while_workers_are_ended_ends_the_others_too():
+    class Executor:
+        def shutdown(self, wait, kill_workers):
+            calls.append((wait, kill_workers))
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+
+    calls = []
+    workers = LocalWorkers(3)
+    workers._executors = {i: Executor() for i in range(3)}
+    with pytest.raises(KeyboardInterrupt):
+        workers.close()
+    assert calls == [(True, False), (False, True), (False, True)]
+    assert not workers._executors

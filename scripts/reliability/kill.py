@@ -31,6 +31,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -252,7 +253,8 @@ def start(folder: Path, words: str, memory: mmap.mmap, continued: str) -> int:
         import traceback
 
         traceback.print_exc()
-    finally:
+    finally:  # what the end of Python does
+        threading._shutdown()
         atexit._run_exitfuncs()
         os._exit(code)
 

@@ -41,7 +41,7 @@ def run_tests() -> dict[str, int]:
     """
     passed = {}
     for name, files in TESTS.items():
-        words = [sys.executable, "-m", "pytest", "-q", *files.split()]
+        words = [sys.executable, "-m", "pytest", *files.split()]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         found = re.search(r"(\d+) passed", done.stdout)
         if done.returncode or not found:
