@@ -121,10 +121,9 @@ def train_many(
       What is summed, and the order of the sums, is that of a network alone where the library's product for many
       matrices keeps it. It did on one thread for dense networks, which ended bit for bit as alone on an Intel Xeon and
       an AMD EPYC, and on the Xeon for recurrent ones, unless a layer and batch took under 400 multiplications.
-      Otherwise networks differ from those alone as two runs with
-      different numbers of threads do: in all families of `landscape.models` `theta` was within 3e-6 of its norm after
-      15 steps. Kinks amplify the difference later: after 200 steps ResNets with ReLU were up to 3 %
-      apart, a 784-256-256 ReLU network with rmsprop on two threads 5 %.
+      Otherwise networks differ from those alone as two runs with different numbers of threads do: in all families of
+      `landscape.models` `theta` was within 3e-6 of its norm after 15 steps. Kinks amplify the difference later: after
+      200 steps ResNets with ReLU were up to 3 % apart, a 784-256-256 ReLU network with rmsprop on two threads 5 %.
     - one after another, as `train` does it, bit for bit: for optimizers that do not treat every parameter by itself
       (`lbfgs`), networks with dropout or other random numbers, on a CPU convolutions with so much work that they are
       faster alone, and whatever `vmap` does not support or gets wrong, which is found out by comparing the first step
