@@ -468,15 +468,19 @@ def lost_later(result: dict[str, Any]) -> float:
 
 def draw(results: dict[str, dict[str, Any]]) -> go.Figure:
     """Draw the distributions of the seconds lost."""
-    notes = ["each job: its duration, kills; a line at the interval between two saved states, where there is one"]
+    notes = [
+        "open: the job had stored nothing yet since it was started, and starts anew; filled: it had",
+        "dotted: the interval between two saved states, where there is one",
+    ]
     figure = new_figure("Seconds of work that a kill loses", notes)
     for i, (name, r) in enumerate(results.items()):
         label = f"{name}<br>{r['seconds']:.1f} s, {len(r['lost'])} kills"
-        color = PALETTE[i % len(PALETTE)]
-        figure.add_box(
-            x=[label] * len(r["lost"]), y=r["lost"], boxpoints="all", jitter=0.6, pointpos=0, name=name,
-            marker={"color": color, "size": 4, "opacity": 0.6}, line={"width": 1}, fillcolor="rgba(0,0,0,0)",
-        )  # fmt: skip
+        for starting, symbol in ((False, "circle"), (True, "circle-open")):
+            lost = [seconds for seconds, early in zip(r["lost"], r["starting"], strict=True) if early == starting]
+            figure.add_box(
+                x=[label] * len(lost), y=lost, boxpoints="all", jitter=0.6, pointpos=0, name=name, line={"width": 0},
+                marker={"color": PALETTE[i % len(PALETTE)], "size": 5, "symbol": symbol}, fillcolor="rgba(0,0,0,0)",
+            )  # fmt: skip
         interval = INTERVALS.get(name.partition(",")[0])
         if interval is not None:
             line = {"color": "black", "width": 1, "dash": "dot"}
