@@ -98,7 +98,7 @@ def draw(setting: Setting) -> Drawn:
             analyze(plane, threshold=PERSISTENCE).count() for plane in others[kind]
         ]
     numbers["without skip connections every slice has more minima"] = more_minima(numbers)
-    return Drawn(draw_all(size, planes, volume, found, starts), caption(numbers), numbers)
+    return Drawn(draw_all(planes, volume, found, starts), caption(numbers), numbers)
 
 
 def images(setting: Setting, split: str, limit: int) -> Dataset:
@@ -109,7 +109,6 @@ def images(setting: Setting, split: str, limit: int) -> Dataset:
 
 
 def draw_all(
-    size: Size,
     planes: dict[str, Surface],
     volume: Surface,
     found: dict[str, Topology],
@@ -129,7 +128,7 @@ def draw_all(
         reliefs[kind].data = [trace for trace in reliefs[kind].data if trace.type == "surface"]
         count = f"{topology.count()} {'minimum' if topology.count() == 1 else 'minima'}"
         for figure in (reliefs[kind], basins[kind]):
-            figure.update_layout(title_text=f"ResNet-{size.depth} {WORDS[kind]}: {count}", scene=titles)
+            figure.update_layout(title_text=f"{WORDS[kind].capitalize()}: {count}", scene=titles)
         first = descend(topology, starts[kind][:N_DRAWN])
         figure = plot_basin_descents(planes[kind], topology, first, ceiling=ceiling)
         hidden = ("trained network", "saddle", "maximum", OUT)  # the first would hide the number of the minimum below
