@@ -81,9 +81,9 @@ def killed(found: dict[str, Any]) -> tuple[Row, str]:
 
 "Wrong" counts unreadable files, bits that differ from a job that was never killed, files and processes left behind, and
 jobs that failed. More than the interval between two states (0.2 s here, 2 to 5 s by default) is lost by kills in the
-first seconds of a start, in which nothing is stored yet: data are loaded, a plan is chosen, and worker processes, which
-import torch, begin. The lecture's page stores each figure, and the
-studies and surfaces that it is made of. More: [kill.md](reliability/kill.md)."""
+first seconds of a start, in which there is nothing to store yet: data are loaded, a plan is chosen and stored, and
+worker processes, which import torch, begin. That takes the longer the more else a machine does. The lecture's page
+stores each figure, and the studies and surfaces that it is made of. More: [kill.md](reliability/kill.md)."""
     return ("SIGKILL at any moment", summary, found["command"]), text
 
 
@@ -177,8 +177,11 @@ def damaged(flips: dict[str, Any], fuzz: dict[str, Any], passed: int) -> tuple[l
         ),
     ]
     sealed_names, other_names = (", ".join(jobs) for jobs in (sealed, others))
-    text = f"""With a checksum: {sealed_names}. Without: {other_names}; these are read in a process of its own, with 5 s
-and 1 GiB. The fuzzer's findings, all of them mended, are in [fuzz.md](reliability/fuzz.md)."""
+    text = f"""With a checksum: {sealed_names}.
+
+Without: {other_names}. These are read in a process of its own, with 5 s and 1 GiB.
+
+The fuzzer's findings, all of them mended, are in [fuzz.md](reliability/fuzz.md)."""
     return rows, text
 
 
@@ -202,8 +205,8 @@ def long_runs(found: dict[str, Any]) -> tuple[list[Row], str]:
 {table([*head, "open files after 20 %, at the end", "threads, likewise"], rows)}
 
 The recorder's share is the time spent in its methods, in {overhead["epochs"]} epochs of
-{overhead["steps per epoch"]} steps of the lecture's network, recorded every epoch; from {share["min"]:.2f} to
-{share["max"]:.2f} % in {len(overhead["seconds with"])} rounds. More: [long_runs.md](reliability/long_runs.md)."""
+{overhead["steps per epoch"]} steps of the lecture's network, recorded every epoch:
+from {share["min"]:.2f} to {share["max"]:.2f} % in {len(overhead["seconds with"])} rounds. More: [long_runs.md](reliability/long_runs.md)."""
     return [
         ("memory, files and threads of long jobs", f"from 20 % of the work to the end {grown}", found["command"]),
         ("time that recording every epoch adds", f"{share['median']:.2f} % of the training", found["command"]),
