@@ -206,7 +206,8 @@ def long_runs(found: dict[str, Any]) -> tuple[list[Row], str]:
 
 The recorder's share is the time spent in its methods, in {overhead["epochs"]} epochs of
 {overhead["steps per epoch"]} steps of the lecture's network, recorded every epoch:
-from {share["min"]:.2f} to {share["max"]:.2f} % in {len(overhead["seconds with"])} rounds. More: [long_runs.md](reliability/long_runs.md)."""
+from {share["min"]:.2f} to {share["max"]:.2f} % in {len(overhead["seconds with"])} rounds.
+More: [long_runs.md](reliability/long_runs.md)."""
     return [
         ("memory, files and threads of long jobs", f"from 20 % of the work to the end {grown}", found["command"]),
         ("time that recording every epoch adds", f"{share['median']:.2f} % of the training", found["command"]),
