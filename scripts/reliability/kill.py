@@ -424,7 +424,7 @@ def study(kind: Kind, n_kills: int, root: Path, seed: int) -> Found:
             gone = kill(process, whole=len(found.lost) % 2 == 0)
             kept, started = struct.unpack_from("dd", memory)
             kept = max(kept, newest(folder, kind.continued))
-            found.lost.append(time.monotonic() - kept - (gone or GONE))
+            found.lost.append(max(0.0, time.monotonic() - kept - (gone or GONE)))  # workers may store something yet
             found.starting.append(kept == started)
             if gone is None:
                 found.left.append(f"kill {len(found.lost)}: processes")
