@@ -86,9 +86,12 @@ def main() -> None:
             bar.set_description(f"{key} made")
             save_figures(figures_of(load(runs, key)["figures"], key), out, chosen.formats)
     made = {key: entry for key in MODULES if (entry := load(runs, key))}
-    write_page(made, out, command_of(chosen))
-    missing = browser_missing()
-    print(f"{out / 'index.html'}: {', '.join(made)}" + (f"; {missing}" if missing else ""))
+    absent = write_page(made, out, command_of(chosen))
+    print(f"{out / 'index.html'}: {', '.join(made)}")
+    if absent:
+        print(f"not on the page: {', '.join(absent)}, made elsewhere; --only {' '.join(absent)} makes them here")
+    if missing := browser_missing():
+        print(missing)
 
 
 @dataclass(frozen=True)
@@ -201,23 +204,35 @@ def figures_of(stored: dict[str, dict], key: str) -> dict[str, go.Figure]:
     return {f"{key}_{name}": pio.from_json(json.dumps(figure)) for name, figure in stored.items()}
 
 
-def write_page(made: dict[str, dict[str, Any]], out: Path, command: str) -> None:
-    """Write the page, and captions and numbers as Markdown and JSON."""
-    sections, text = [], ["# The lecture's figures", "", f"`{command}`; the numbers are in lecture.json.", ""]
+def write_page(made: dict[str, dict[str, Any]], out: Path, command: str) -> list[str]:
+    """Write the page, and captions and numbers as Markdown and JSON; returns the figures that the page has not.
+
+    Those are figures that the same command made elsewhere, with their captions and numbers, but without what the page
+    draws: of them, captions and numbers are kept.
+    """
+    sections = []
     for key, entry in made.items():
         figures = figures_of(entry["figures"], key)
         links = [(path.name, path.name) for name in figures for path in sorted(out.glob(f"{name}.*"))]
-        title = f"{key}  {entry['title']}"
         table = [[name, words(value)] for name, value in rows(entry["numbers"])]
         first, *others = figures.values()
+        title = f"{key}  {entry['title']}"
         sections.append(
             report.Section(title, entry["caption"], first, further=others, table=table, links=links, folded=True)
         )
-        text += [f"## {title}", "", entry["caption"], "", *(f"![{name}]({name}.png)" for name in figures), ""]
     report.page("How networks are trained: the lecture's figures", sections, out / "index.html")
+    said = ("title", "caption", "numbers", "seconds")
     facts = {
-        key: {name: entry[name] for name in ("title", "caption", "numbers", "seconds")} for key, entry in made.items()
+        key: {name: entry[name] for name in said} | {"figures": list(entry["figures"])} for key, entry in made.items()
     }
+    written = out / "lecture.json"
+    earlier = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {"command": None}
+    kept = earlier["figures"] if earlier["command"] == command else {}
+    facts = {key: facts.get(key) or kept[key] for key in MODULES if key in facts or key in kept}
+    text = ["# The lecture's figures", "", f"`{command}`; the numbers are in lecture.json.", ""]
+    for key, entry in facts.items():
+        pictures = [f"![{key}_{name}]({key}_{name}.png)" for name in entry["figures"]]
+        text += [f"## {key}  {entry['title']}", "", entry["caption"], "", *pictures, ""]
     contents = {
         "lecture.md": "\n".join(text),
         "lecture.json": json.dumps({"command": command, "figures": facts}, indent=1),
@@ -225,6 +240,7 @@ def write_page(made: dict[str, dict[str, Any]], out: Path, command: str) -> None
     for name, content in contents.items():
         with replacing(out / name) as temporary:
             temporary.write_text(content.rstrip() + "\n", encoding="utf-8")
+    return [key for key in facts if key not in made]
 
 
 def rows(numbers: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,25 @@ def test_of_some_figures_the_page_still_has_all(out, monkeypatch, capsys):
     run(monkeypatch, "--quick", "--data", "digits", "--out", out, "--only", "L1")
     assert "L1, L2, L3, L4, L5, L6, L7, L8, L9, L10, L11, L12" in capsys.readouterr().out
     assert "L1  Changed" in (out / "index.html").read_text()
+
+
+def test_captions_and_numbers_of_figures_made_elsewhere_are_kept(tmp_path, monkeypatch, capsys):
+    shared = ("--quick", "--data", "digits", "--out", tmp_path)
+    run(monkeypatch, *shared, "--only", "L1", "L5")
+    made, text = (tmp_path / "lecture.json").read_text(), (tmp_path / "lecture.md").read_text()
+    shutil.rmtree(tmp_path / "_runs")  # as in a fresh clone
+    run(monkeypatch, *shared, "--only", "L4")
+    assert "not on the page: L1, L5, made elsewhere; --only L1 L5 makes them here" in capsys.readouterr().out
+    written = json.loads((tmp_path / "lecture.json").read_text())["figures"]
+    assert list(written) == ["L1", "L4", "L5"]
+    assert {key: written[key] for key in ("L1", "L5")} == json.loads(made)["figures"]
+    for part in text.split("## ")[1:]:
+        assert part.strip() in (tmp_path / "lecture.md").read_text()
+    assert "L4  " in (page := (tmp_path / "index.html").read_text())
+    assert "L5  " not in page
+    (tmp_path / "lecture.json").write_text(json.dumps({"command": "with other settings", "figures": written}))
+    run(monkeypatch, *shared, "--only", "L4")
+    assert list(json.loads((tmp_path / "lecture.json").read_text())["figures"]) == ["L4"]
 
 
 def test_other_data_and_sizes_are_stored_apart(monkeypatch, tmp_path):

@@ -136,7 +136,7 @@ def plot(curves: dict[int | None, dict[str, Curves]], notes: list[str]) -> go.Fi
         horizontal_spacing=0.09,
         vertical_spacing=0.06,
     )
-    figure = new_figure("optimizers: cost and accuracy", notes, panels)
+    figure = new_figure("Optimizers: cost and accuracy", notes, panels)
     for column, own in enumerate(curves.values(), start=1):
         for row, metric in enumerate(("cost", "accuracy"), start=1):
             values = {label(name, curves): (np.arange(EPOCHS + 1), getattr(own[name], metric)) for name in own}
