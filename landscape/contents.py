@@ -4,6 +4,7 @@ HDF5 can name other files, refer to objects many times, declare more than it hol
 can be of any structure. Files of this package need none of that, nor do those it imports, so all of it is refused.
 """
 
+import errno
 import mmap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,10 +31,13 @@ def check_hdf5(file: h5py.File) -> None:
 
     Raises:
         ValueError: It holds something else, or its structure is damaged.
+        MemoryError, OSError: There is not enough memory to find out.
     """
     try:
         found = _broken_heap(file) or _strange(file)
     except Exception as error:  # h5py turns errors of the library into exceptions of many types
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise  # says nothing about the file
         raise ValueError(f"{file.filename} is damaged: {_line(error)}") from error
     if found is not None:
         raise ValueError(f"{file.filename}: {found}: refused, it is damaged or was not written by landscape")
@@ -229,6 +233,8 @@ def read_attribute(group: h5py.Group, name: str, kind: type) -> Any:
         if value is not None:
             return [_decoded(entry) for entry in value] if kind is list else kind(_decoded(value) if is_text else value)
     except Exception as error:  # h5py turns errors of the library into exceptions of many types
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise  # says nothing about the file
         raise ValueError(
             f"{group.file.filename} is damaged: attribute {name} cannot be read ({_line(error)})"
         ) from error

@@ -16,7 +16,7 @@ import torch
 from problems import class_data
 from torch import nn
 
-from landscape import models
+from landscape import checkpoint, models
 from landscape.cli import main
 from landscape.directions import random_directions
 from landscape.evaluation import evaluate
@@ -24,7 +24,7 @@ from landscape.objective import Objective
 from landscape.output import create_hdf5
 from landscape.recorder import Recorder
 from landscape.restarts import run_restarts
-from landscape.study import StudyWriter
+from landscape.study import Study, StudyWriter
 from landscape.surface import Surface, SurfaceStore
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "reliability"
@@ -263,6 +263,69 @@ def test_full_memory_is_an_error_with_its_remedy_and_the_job_can_be_done_afterwa
             assert whole.done.all()
     assert codes == [1, 0]
     np.testing.assert_array_equal(Surface.load("a.h5").values["loss"], whole.values["loss"])
+
+
+WITH_NO_MORE_MEMORY = """
+import os, resource, sys, threading, time
+from pathlib import Path
+import torch
+import landscape.restarts, landscape.training
+from landscape.cli import main
+torch.set_num_threads(1)
+words, stored = sys.argv[1] + " --out ", sys.argv[2]
+assert main((words + "whole").split()) == 0
+landscape.training.train.__kwdefaults__["interval"] = landscape.restarts.run_restarts.__kwdefaults__["interval"] = 0.0
+
+def take_away():
+    while not list(Path().glob(stored)):
+        time.sleep(0.002)
+    resource.setrlimit(resource.RLIMIT_AS, (2**20, -1))  # what it has, it keeps; more it cannot get
+
+if os.fork() == 0:
+    threading.Thread(target=take_away, daemon=True).start()
+    os._exit(main((words + "a").split()))
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS bounds memory on Linux")
+@pytest.mark.parametrize(
+    ("job", "stored", "result"),
+    [
+        (
+            "train --batch-size 500 --epochs 200",
+            "a/state.pt",
+            lambda folder: np.concatenate(
+                [tensor.ravel() for tensor in checkpoint.read(folder / "checkpoint.safetensors").state.values()]
+            ),
+        ),
+        (
+            "restarts --seeds 3 --optimizers adam --epochs 100",
+            "a.parts/*.pt",
+            lambda path: Study.load(path).thetas(np.array([2])),
+        ),
+    ],
+    ids=["train", "restarts"],
+)
+def test_memory_that_runs_out_in_training_loses_nothing(tmp_path, monkeypatch, job, stored, result):
+    monkeypatch.chdir(tmp_path)
+    job += " --model mlp --set widths=[300] --data digits --limit 500"
+    # every large tensor asks the system for its memory
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", WITH_NO_MORE_MEMORY, job, stored]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"landscape {job.split()[0]}: not enough memory \(.*is intact.*", last), last
+    assert "Traceback" not in done.stderr
+    assert "damaged" not in last
+    assert list((tmp_path / stored).parent.iterdir())
+    subprocess.run(
+        [sys.executable, "-m", "landscape", *job.split(), "--out", "a"],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    np.testing.assert_array_equal(result(tmp_path / "a"), result(tmp_path / "whole"))
 
 
 def test_a_signal_waits_until_libhdf5_has_let_go(tmp_path):

@@ -63,7 +63,7 @@ def draw(setting: Setting) -> Drawn:
     return Drawn(
         {
             "blackboard": _titled(board, "f(x, y, z) = (x + y) z"),
-            "network": _titled(cost, "cost L of a network with 2 tanh units"),
+            "network": _titled(cost, "Cost L of a network with 2 tanh units"),
         },
         f"Values flow forward (blue), gradients back (vermilion). The blackboard: q = {_value(board, 'q'):g}, "
         f"f = {_value(board, 'f'):g}; ∂f/∂z = {_gradient(board, 'z'):g}, ∂f/∂q = {_gradient(board, 'q'):g}, and by the "

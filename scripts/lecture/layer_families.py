@@ -106,7 +106,9 @@ def counterparts(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
 def plot_one(name: str, family: Family, levels: Levels, camera: go.layout.scene.Camera) -> go.Figure:
     """Draw a surface in 3-D, with colors, height and camera that are the same for all."""
     figure = plot_surface(family.surface, scale="log")
-    new_figure(f"{name} network" if name != "transformer" else name, [family.title(), NOTE], figure)
+    new_figure(
+        f"{name} network".capitalize() if name != "transformer" else "Transformer", [family.title(), NOTE], figure
+    )
     bowl = next(trace for trace in figure.data if trace.type == "surface")
     bowl.update(cmin=levels.low, cmax=levels.high, colorbar=color_bar(levels, "cost") | {"len": 0.7})
     bowl.contours.z.update(start=levels.values[0], end=levels.values[-1], size=levels.step)
@@ -140,7 +142,7 @@ def plot_all(families: dict[str, Family], levels: Levels, notes: list[str]) -> g
         horizontal_spacing=0.06,
         vertical_spacing=0.16,
     )
-    figure = new_figure("cost around a network", [*notes, "above each: parameters, test images right"], panels)
+    figure = new_figure("Cost around a network", [*notes, "above each: parameters, test images right"], panels)
     for i, family in enumerate(families.values()):
         place = {"row": 1 + i // 2, "col": 1 + i % 2}
         contours = contour_trace(drawn(family.surface, "loss", "log"), levels, "cost", ["direction 1", "direction 2"])

@@ -40,8 +40,8 @@ def draw(setting: Setting) -> Drawn:
     first, second = numbers["product node"]
     return Drawn(
         {
-            "product": plot_local_gradients(board, "f").update_layout(title_text="product node f = q z"),
-            "unit": plot_local_gradients(cost, "h1").update_layout(title_text="hidden unit h1 = tanh(a1)"),
+            "product": plot_local_gradients(board, "f").update_layout(title_text="Product node f = q z"),
+            "unit": plot_local_gradients(cost, "h1").update_layout(title_text="Hidden unit h1 = tanh(a1)"),
         },
         f"A node multiplies the gradient from above by its local derivatives, kept from the forward pass. The product "
         f"node passes {first['local']:g} × {first['upstream']:g} = {first['product']:g} to q and {second['local']:g} × "  # noqa: RUF001
