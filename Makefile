@@ -4,11 +4,10 @@ OLDEST ?= python3.11
 NEWEST ?= python3.13
 BIN := .venv/bin
 
-# which files `make test-floors` runs: those that meet numpy, scipy, scikit-learn, plotly, h5py, safetensors, loky, numba,
+# which files `make test-floors` runs: those that meet numpy, scipy, scikit-learn, plotly, h5py, safetensors, numba,
 # igraph or xarray, not whole trainings
 FLOORS := catalog checkpoint computation connectivity constraints data figures interchange kernel layout parameters \
-  sanity stage statistics statistics_figures storage surface symmetry topology topology_figures trajectory versions \
-  workers
+  sanity stage statistics statistics_figures storage surface symmetry topology topology_figures trajectory versions
 
 .PHONY: demo test test-floors test-oldest test-newest bench lecture check dist clean
 

@@ -249,6 +249,8 @@ def start(folder: Path, words: str, memory: mmap.mmap, continued: str) -> int:
             code = 0
         else:
             code = cli.main(words.split())
+    except SystemExit as error:
+        code = int(error.code or 0)
     except BaseException:
         import traceback
 

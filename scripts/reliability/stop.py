@@ -30,8 +30,9 @@ import torch
 
 from landscape import storage
 
-JOBS = ("train", "surface", "surface, 2 workers", "restarts", "minima")  # commands; the lecture page is a script
-_LAST = re.compile(r"stopped; what is done is stored in \S+: run the same command again to go on")
+_LAST = re.compile(
+    r"stopped; what is done is stored(?: in \S+: run the same command again to go on|: the same command goes on)"
+)
 _NOTHING = re.compile(r"stopped before anything was stored: run the same command again")
 _FIRST = 0.3  # seconds until a forked process has come to the command
 
@@ -124,10 +125,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
     kill.INTERVALS.update(dict.fromkeys(kill.INTERVALS, 60.0))
     jobs = {}
-    for i, name in enumerate(JOBS):
+    for i, (name, kind) in enumerate(kill.KINDS.items()):
         root = Path(tempfile.mkdtemp(prefix="stop-"))
         try:
-            jobs[name] = vars(stop_often(kill.KINDS[name], chosen.stops, root, i))
+            jobs[name] = vars(stop_often(kind, chosen.stops, root, i))
         finally:
             shutil.rmtree(root, ignore_errors=True)
         print(f"{name}: {len(jobs[name]['seconds'])} stops, {max(jobs[name]['seconds']):.2f} s at most", flush=True)
