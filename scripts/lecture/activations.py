@@ -18,7 +18,7 @@ from landscape.models.mlp import ACTIVATIONS, Maxout
 from lecture.setting import Drawn, Setting
 
 TITLE = "Activation functions"
-SECONDS = (0.3, 0.3)
+SECONDS = (0.39, 0.3)
 
 REACH = 8.0  # the axis shown is [-REACH, REACH]
 N_POINTS = 1600  # even: they lie to both sides of 0, where step and ReLU have no derivative

@@ -27,7 +27,7 @@ from landscape.statistics.samples import quartile_range
 from lecture.setting import Drawn, Setting
 
 TITLE = "Minima are alike"
-SECONDS = (410.0, 9.0)
+SECONDS = (700.0, 9.0)
 
 FEATURES = 10  # principal components
 PENALTY = 1e-2

@@ -21,7 +21,7 @@ from landscape.models import build
 from lecture.setting import Drawn, Setting
 
 TITLE = "Computational graph"
-SECONDS = (1.7, 1.7)
+SECONDS = (2.1, 1.7)
 POINT = (-2.0, 5.0, -4.0)
 STEP = 1e-5  # of the central differences
 SAMPLE = 3  # of XOR: (1, 1), the only corner that all weights contribute to

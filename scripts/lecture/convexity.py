@@ -24,7 +24,7 @@ from landscape.topology import Topology
 from lecture.setting import Drawn, Setting
 
 TITLE = "A convex cost and one that is not"
-SECONDS = (35.0, 5.0)
+SECONDS = (68.0, 5.0)
 
 LINEAR, NETWORK = KINDS = ("softmax regression", "network")
 EPOCHS = 60

@@ -25,7 +25,7 @@ from landscape.models import build
 from lecture.setting import Drawn, Setting
 
 TITLE = "Layer families"
-SECONDS = (85.0, 5.0)
+SECONDS = (100.0, 5.0)
 
 FAMILIES = {
     "dense": ("mlp", {"widths": [64, 64]}),

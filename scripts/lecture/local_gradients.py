@@ -17,7 +17,7 @@ from lecture.computational_graph import blackboard, network
 from lecture.setting import Drawn, Setting
 
 TITLE = "Local gradients"
-SECONDS = (0.2, 0.2)
+SECONDS = (0.31, 0.2)
 
 
 def draw(setting: Setting) -> Drawn:

@@ -25,7 +25,7 @@ from landscape.models import build
 from lecture.setting import Drawn, Setting
 
 TITLE = "Optimizers"
-SECONDS = (430.0, 7.0)
+SECONDS = (450.0, 7.0)
 
 OPTIMIZERS = {
     "gd": "plain descent",

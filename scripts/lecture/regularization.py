@@ -28,7 +28,7 @@ from landscape.surface import Surface
 from lecture.setting import Drawn, Setting
 
 TITLE = "Regularization"
-SECONDS = (60.0, 4.5)
+SECONDS = (87.0, 4.5)
 
 LABEL = "cost of the data (nats)"
 WIDTH = 64

@@ -23,7 +23,7 @@ from landscape.slice import Slice
 from lecture.setting import Drawn, Setting
 
 TITLE = "Step, sigmoid and cross-entropy as a cost"
-SECONDS = (20.0, 2.0)
+SECONDS = (33.0, 2.0)
 
 POSITIONS = torch.linspace(-2.25, 2.25, 10, dtype=torch.float64)
 CLASSES = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1, 1, 1], dtype=torch.float64)

@@ -35,7 +35,7 @@ from landscape.training import Run
 from lecture.setting import Drawn, Setting
 
 TITLE = "Two landscapes"
-SECONDS = (580.0, 9.0)
+SECONDS = (460.0, 9.0)
 DATA = "cifar10"
 PIXELS = 16  # larger images are averaged, so that two minutes are enough to train
 SKIP = {"jagged": False, "smooth": True}

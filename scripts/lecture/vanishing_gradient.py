@@ -28,7 +28,7 @@ from landscape.models import build
 from lecture.setting import Drawn, Setting
 
 TITLE = "Vanishing gradient"
-SECONDS = (145.0, 10.0)
+SECONDS = (190.0, 10.0)
 
 ACTIVATIONS = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU", "maxout": "maxout"}
 SYMBOLS = ("circle", "square", "diamond", "x")
