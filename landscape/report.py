@@ -20,7 +20,9 @@ from landscape.storage import replacing
 from landscape.surface import Surface
 
 Row = Mapping[str, object]
-_MOST_SCENES = 8  # in 3-D; a browser draws sixteen at once, some of which other pages may have
+_MOST = (
+    8  # figures, or 3-D scenes, that are drawn when the page opens; a browser keeps sixteen scenes, of all its pages
+)
 _LONGEST = 300  # characters of a value in the table of provenance
 _STYLE = """:root { --figure-height: 640px; }
 * { box-sizing: border-box; }
@@ -117,7 +119,7 @@ def page(title: str, sections: Sequence[Section], path: str | os.PathLike) -> Pa
     """
     path = Path(path)
     parts = [f"<h1>{escape(title)}</h1>"]
-    crowded = sum(len(scenes(figure)) for section in sections for figure in _figures(section)) > _MOST_SCENES
+    crowded = sum(max(1, len(scenes(figure))) for section in sections for figure in _figures(section)) > _MOST
     chapters = any(section.chapter for section in sections)
     if len(sections) > 2:
         entries = [
@@ -212,7 +214,7 @@ def _section_html(section: Section, number: int, crowded: bool) -> Iterator[str]
         yield f"<p>{escape(section.caption)}</p>"
     for i, figure in enumerate(_figures(section)):
         name = f"figure-{number}" + (f"-{i + 1}" if i else "")
-        yield figure_html(figure, name, in_turn=crowded and bool(scenes(figure)))
+        yield figure_html(figure, name, in_turn=crowded)
     if section.table:
         if section.folded:
             yield f"<details><summary>{len(section.table)} entries</summary>"

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from pages import drawn_figures
 
 from landscape import figures
 from landscape.figures.page import scenes
@@ -421,11 +422,7 @@ def test_in_a_browser_no_script_of_a_name_runs_and_nothing_is_requested(browser,
         tab.on("request", lambda request, into=requests: into.append(request.url))
         tab.on("pageerror", lambda error, into=errors: into.append(str(error)))
         tab.goto(path.as_uri())
-        height = tab.evaluate("document.documentElement.scrollHeight")
-        for top in range(0, height, 350):  # scenes are drawn as they come near
-            tab.evaluate(f"scrollTo(0, {top})")
-            tab.wait_for_timeout(20)
-        tab.wait_for_function("document.querySelectorAll('.main-svg').length > 0")
+        assert list(drawn_figures(tab))
         tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
         assert tab.evaluate("window.stolen") is None, path
         assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [path.as_uri()]

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from pages import drawn_figures
 from scipy import stats
 
 from landscape.barriers import Barriers
@@ -285,7 +286,7 @@ def test_on_screens_of_any_width(browser, html):
     tab.on("request", lambda request: requests.append(request.url))
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(html[0].as_uri())
-    tab.wait_for_function("[...document.querySelectorAll('.figure')].every(f => f.querySelector('.main-svg'))")
+    assert len(list(drawn_figures(tab))) == tab.evaluate("document.querySelectorAll('.figure').length")
     for width in (1280, 390):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_function(f"[...document.querySelectorAll('.main-svg')].every(s => s.clientWidth <= {width})")

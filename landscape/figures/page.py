@@ -51,17 +51,20 @@ _STEP_BACK = """function stepBack(plot) {
   }
   if (Object.keys(update).length) Plotly.relayout(plot, update);
 }"""
-# a browser keeps some sixteen WebGL scenes at once and blanks the oldest: where a page has more, each is drawn when it
-# comes near, and the farthest is put away; it comes back as its reader left it
+# a page of many figures opens at once if each is drawn when it comes near; of 3-D scenes a browser keeps some sixteen
+# and blanks the oldest, so the farthest is put away, and comes back as its reader left it
 _IN_TURN = """const waiting = new Map(), shown = [];
-function inTurn(id, figure, config) { waiting.set(document.getElementById(id), {figure, config, isNew: true}); }
+function inTurn(id, figure, config, in3d) {
+  waiting.set(document.getElementById(id), {figure, config, in3d, isNew: true});
+}
 addEventListener("DOMContentLoaded", () => {
   const far = (plot) => Math.abs(plot.getBoundingClientRect().top + plot.clientHeight / 2 - innerHeight / 2);
   const watch = new IntersectionObserver((entries) => {
     for (const {target: plot, isIntersecting} of entries) {
       if (!isIntersecting || shown.includes(plot)) continue;
-      const {figure, config, isNew} = waiting.get(plot);
-      shown.push(plot);
+      const {figure, config, in3d, isNew} = waiting.get(plot);
+      if (in3d) shown.push(plot);
+      else watch.unobserve(plot);
       Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
         if (isNew) stepBack(plot);
         waiting.get(plot).isNew = false;
@@ -92,16 +95,17 @@ def figure_html(figure: go.Figure, div_id: str, in_turn: bool = False) -> str:
     Args:
         figure: Any plotly figure.
         div_id: Unique on the page.
-        in_turn: Draw it when the reader comes near, as pages need whose 3-D scenes are more than a browser keeps.
+        in_turn: Draw it when the reader comes near, as pages need that have many figures.
 
     Returns:
         HTML for a page of `page_html`, whose CSS gives `.figure` the height `--figure-height`.
     """
     if in_turn:
         drawing = to_json_plotly({"data": figure.data, "layout": figure.layout})
+        given = ", ".join([json.dumps(div_id), drawing, json.dumps(_CONFIG), json.dumps(bool(scenes(figure)))])
         content = (
             f'<div id="{div_id}" class="plotly-graph-div" style="height:100%; width:100%;"></div>'
-            f"<script>inTurn({json.dumps(div_id)}, {drawing}, {json.dumps(_CONFIG)});</script>"
+            f"<script>inTurn({given});</script>"
         )
     else:
         content = pio.to_html(
