@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 1.4  # seconds from the signal on; worker processes then notice within half a second that this one is gone
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _END = 0  # no signal has this number
+_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none
 
 
 class Stopped(KeyboardInterrupt):
@@ -152,3 +154,27 @@ def interrupt_between_steps() -> Iterator[list[int]]:
         yield interrupted
     finally:
         restore()
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Let processes that are started here not see Ctrl-C, which a terminal sends to all; here it waits a moment.
+
+    Each is to call `ignore_ctrl_c` when it has begun.
+    """
+    if not _HAS_MASKS:
+        yield
+        return
+    resource_tracker.ensure_running()  # it begins with the first process, and as it does, Python (3.11 to 3.13) unmasks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_ctrl_c() -> None:
+    """Leave Ctrl-C to the process that started this one, and that ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _HAS_MASKS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # for processes that this one starts

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -30,12 +29,13 @@ import torch
 from filelock import FileLock, Timeout
 from loky.process_executor import ProcessPoolExecutor
 
+from landscape.interruption import ignore_ctrl_c, without_ctrl_c
+
 log = logging.getLogger(__name__)
 
 Make = Callable[[str | None], Callable[[Any], Any]]
 _QUEUED = 2  # tasks that a worker has at a time, so that it need not wait for the next one
 _PREFIX = "landscape-workers-"  # of folders for temporary files
-_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none
 _MAX_DEATHS = 3  # of one worker without a result in between
 
 
@@ -208,7 +208,7 @@ class LocalWorkers:
                     if slot not in self._executors:
                         self._executors[slot] = ProcessPoolExecutor(max_workers=1)
                     i = waiting.popleft()
-                    with _without_ctrl_c():
+                    with without_ctrl_c():
                         future = self._executors[slot].submit(
                             _do, os.getpid(), os.fspath(path), device, self.threads, tasks[i]
                         )
@@ -303,25 +303,10 @@ def _do(parent: int, path: str, device: str | None, threads: int | None, task: A
         _made.clear()
         if threads is not None:
             torch.set_num_threads(threads)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-        if _HAS_MASKS:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # for processes that the work starts
+        ignore_ctrl_c()
         _end_with(parent, Path(path).parent)
         _made[path] = unpack(path)(device)
     return _made[path](task)
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Let processes that are started here never see Ctrl-C, which a terminal sends to all; here it waits a moment."""
-    if not _HAS_MASKS:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from landscape import report
 from landscape.figures import browser_missing, save_figures
 from landscape.figures.image import FORMATS
-from landscape.interruption import Stopped, stoppable
+from landscape.interruption import Stopped, ignore_ctrl_c, stoppable, without_ctrl_c
 from landscape.storage import replacing
 
 MODULES = {
@@ -144,7 +143,8 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     done = context.Array("d", len(order))
     with ProcessPoolExecutor(min(n_workers, len(order)), context, enter, (job, order, done, os.getpid())) as pool:
-        waiting = {pool.submit(make_there, i): key for i, key in enumerate(order)}
+        with without_ctrl_c():
+            waiting = {pool.submit(make_there, i): key for i, key in enumerate(order)}
         try:
             while waiting:
                 finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -162,7 +162,7 @@ def in_processes(
 def enter(job: Job, order: list[str], done: Any, parent: int) -> None:
     """Prepare a process that makes figures; it ends when its parent does, however that ends."""
     _there.update(job=job, order=order, done=done)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this one, too: the parent ends it
+    ignore_ctrl_c()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -322,6 +322,30 @@ def test_networks_in_training_go_on_bit_for_bit(make, optimizer, tmp_path, monke
         train_many(make, DATA, state=path, **{**settings, "epochs": 4})
 
 
+NOTE_MASK = """
+import os, signal, sys
+if any("loky" in word for word in sys.orig_argv) and not any("tracker" in word for word in sys.orig_argv):
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    open(os.path.join(os.environ["MASKS"], str(os.getpid())), "w").write(str(blocked))
+"""
+TWO_WORKERS = """
+from landscape.workers import LocalWorkers
+if __name__ == "__main__":
+    with LocalWorkers(2) as workers:
+        print(sorted(workers.run(lambda device: abs, [-1, -2, -3, -4])))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no masks of signals")
+def test_workers_do_not_see_ctrl_c_even_while_they_begin(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "sitecustomize.py").write_text(NOTE_MASK)  # the first thing that a Python process runs
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MASKS": str(tmp_path / "masks")}
+    done = subprocess.run([sys.executable, "-c", TWO_WORKERS], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[(0, 1), (1, 2), (2, 3), (3, 4)]", done.stderr
+    assert [path.read_text() for path in (tmp_path / "masks").iterdir()] == ["True", "True"]
+
+
 def test_ctrl_c_keeps_the_step_of_networks_in_training(tmp_path, monkeypatch):
     calls = []
 

@@ -245,8 +245,8 @@ def main() -> None:
     parts = [
         "# Nothing lost, nobody let in",
         table(["promise", "measured", "command"], [[row[0], row[1], f"`{row[2]}`"] for row in rows]),
-        "Made by `python scripts/reliability/summary.py --tests` out of what the scripts wrote; "
-        f"{found['kill']['machine']}, other work beside them.",
+        "Made by `python scripts/reliability/summary.py --tests` out of what the scripts wrote when each was run; the "
+        f"kills: {found['kill']['machine']}, some of them with other work beside them.",
         *("## Killed", kill_text, "## Stopped", stop_text, "## A full disk", disk_text),
         *("## Two jobs on one file", share_text, "## Damaged files", file_text, "## Long runs", long_text),
     ]
