@@ -437,7 +437,7 @@ def plot_training(results: dict[Start, Any], plan: Plan, guessing: float, look: 
             figure.add_annotation(
                 text=f"scale {', '.join(lost)}: diverged",
                 x=0.96,
-                y=0.8,
+                y=0.9,
                 xref="x domain",
                 yref="y domain",
                 xanchor="right",
@@ -447,7 +447,7 @@ def plot_training(results: dict[Start, Any], plan: Plan, guessing: float, look: 
             )
         figure.add_hline(guessing, line=DOTTED, **place(i))
     figure.update_yaxes(range=[0, 1.5 * guessing], dtick=1)
-    figure.update_yaxes(title_text="training loss (nats)", col=1)
+    figure.update_yaxes(title_text="loss (nats)", col=1)
     figure.update_yaxes(showticklabels=False, col=2)
     figure.update_xaxes(title_text="epoch", row=2)
     return figure
