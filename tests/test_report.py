@@ -226,7 +226,11 @@ def test_more_scenes_than_a_browser_keeps_are_drawn_in_turn_and_come_back_as_the
         tab.evaluate("id => document.getElementById(id).scrollIntoView({block: 'center'})", f"figure-{number}")
         tab.wait_for_function(f"document.querySelector('#figure-{number} canvas') !== null")
 
+    lines = "document.querySelectorAll('.plotly-graph-div[id$=\"-2\"]:has(.main-svg)').length"
     come_to(1)
+    assert tab.evaluate(lines) < 6
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(lines) == 6, "on paper no line is missing"
     tab.evaluate("Plotly.relayout('figure-1', {'scene.camera.eye': {x: 3, y: 2, z: 1}})")
     for number in range(1, 7):
         come_to(number)
@@ -235,7 +239,7 @@ def test_more_scenes_than_a_browser_keeps_are_drawn_in_turn_and_come_back_as_the
     assert len(tab.evaluate(drawn)) <= 4
     come_to(1)
     assert tab.evaluate("document.getElementById('figure-1').layout.scene.camera.eye") == {"x": 3, "y": 2, "z": 1}
-    assert tab.evaluate("document.querySelectorAll('[id$=\"-2\"] .main-svg').length") >= 6, "lines stay"
+    assert tab.evaluate(lines) == 6, "they stay"
 
 
 def test_the_pointer_shows_the_value_of_that_place(wide):

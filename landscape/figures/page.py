@@ -59,25 +59,28 @@ function inTurn(id, figure, config, in3d) {
 }
 addEventListener("DOMContentLoaded", () => {
   const far = (plot) => Math.abs(plot.getBoundingClientRect().top + plot.clientHeight / 2 - innerHeight / 2);
+  const draw = (plot) => {
+    const entry = waiting.get(plot);
+    if (entry.in3d) shown.push(plot);
+    else waiting.delete(plot);
+    Plotly.newPlot(plot, entry.figure.data, entry.figure.layout, entry.config).then(() => {
+      if (entry.isNew) stepBack(plot);
+      entry.isNew = false;
+    });
+    while (shown.length > MOST) {
+      shown.sort((a, b) => far(a) - far(b));
+      const gone = shown.pop();
+      Object.assign(waiting.get(gone).figure, {data: gone.data, layout: gone.layout});
+      Plotly.purge(gone);
+    }
+  };
   const watch = new IntersectionObserver((entries) => {
     for (const {target: plot, isIntersecting} of entries) {
-      if (!isIntersecting || shown.includes(plot)) continue;
-      const {figure, config, in3d, isNew} = waiting.get(plot);
-      if (in3d) shown.push(plot);
-      else watch.unobserve(plot);
-      Plotly.newPlot(plot, figure.data, figure.layout, config).then(() => {
-        if (isNew) stepBack(plot);
-        waiting.get(plot).isNew = false;
-      });
-      while (shown.length > MOST) {
-        shown.sort((a, b) => far(a) - far(b));
-        const gone = shown.pop();
-        Object.assign(waiting.get(gone).figure, {data: gone.data, layout: gone.layout});
-        Plotly.purge(gone);
-      }
+      if (isIntersecting && waiting.has(plot) && !shown.includes(plot)) draw(plot);
     }
   }, {rootMargin: "50% 0px"});
   for (const plot of waiting.keys()) watch.observe(plot);
+  addEventListener("beforeprint", () => [...waiting.keys()].filter((plot) => !waiting.get(plot).in3d).forEach(draw));
 });"""
 _MOST = 4  # figures with scenes that are drawn at a time, where there are more
 _CONFIG = {"responsive": True, "displaylogo": False}
