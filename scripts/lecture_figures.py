@@ -173,9 +173,13 @@ def enter(job: Job, order: list[str], done: Any, parent: int) -> None:
 
 
 def make_there(i: int) -> None:
-    """Make a figure in a process of the pool."""
+    """Make a figure in a process of the pool; SIGTERM, by which the parent stops it, lets it store its state."""
     job, order, done = _there["job"], _there["order"], _there["done"]
-    job.make(order[i], lambda share: done.__setitem__(i, share))
+    try:
+        with stoppable(lambda number: None):
+            job.make(order[i], lambda share: done.__setitem__(i, share))
+    except Stopped as stop:
+        os._exit(128 + stop.number)  # the pool is told of it as of any process that died
     done[i] = 1.0
 
 

@@ -7,7 +7,7 @@ has stored. Counted are the seconds until the last process of the job is gone. A
 128 + the signal, one line at the end that says how to go on, no traceback, no temporary file and no lock, every file
 readable. The values at the end of the last life are compared, bit for bit, with those of a job that was never stopped.
 
-    python scripts/reliability/stop.py [--stops 20] [--out results/reliability]
+    python scripts/reliability/stop.py [--stops 20] [--only train surface] [--out results/reliability]
 """
 
 import argparse
@@ -118,14 +118,18 @@ def main() -> None:
     """Stop the jobs, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stops", type=int, default=20, help="of each kind of job")
+    parser.add_argument("--only", nargs="+", choices=list(kill.KINDS), help="these kinds; others keep their results")
     parser.add_argument("--out", type=Path, default=Path("results/reliability"), help="folder for the results")
     chosen = parser.parse_args()
     out = chosen.out.absolute()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
     kill.INTERVALS.update(dict.fromkeys(kill.INTERVALS, 60.0))
-    jobs = {}
+    file = out / "stop.json"
+    jobs = json.loads(file.read_text(encoding="utf-8"))["jobs"] if chosen.only and file.exists() else {}
     for i, (name, kind) in enumerate(kill.KINDS.items()):
+        if chosen.only and name not in chosen.only:
+            continue
         root = Path(tempfile.mkdtemp(prefix="stop-"))
         try:
             jobs[name] = vars(stop_often(kind, chosen.stops, root, i))
@@ -134,7 +138,7 @@ def main() -> None:
         print(f"{name}: {len(jobs[name]['seconds'])} stops, {max(jobs[name]['seconds']):.2f} s at most", flush=True)
         print("".join(f"  {line}\n" for line in jobs[name]["wrong"]), end="", flush=True)
     content = {"command": f"python scripts/reliability/stop.py --stops {chosen.stops}", "jobs": jobs}
-    with storage.replacing(out / "stop.json") as temporary:
+    with storage.replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -100,14 +100,14 @@ def stopped(found: dict[str, Any], passed: int) -> tuple[Row, str]:
     rows = [
         [
             *(name, str(len(job["seconds"])), f"{np.median(job['seconds']):.2f}", f"{max(job['seconds']):.2f}"),
-            *(f"{max(job['lost'], default=0):.2f}", str(len(job["wrong"]))),
+            *(f"{max(job['lost']):.2f}" if job["lost"] else "not seen", str(len(job["wrong"]))),
         ]
         for name, job in jobs.items()
     ]
     head = ["job", "stops", "seconds to the end, median", "at most", "seconds of work lost, at most", "wrong"]
     text = f"""{table(head, rows)}
 
-Half are SIGTERM, half Ctrl-C. The job ends with `stopped; what is done is stored in ...: run the same command again to
+Half are SIGTERM, half Ctrl-C. The lecture's page is made by processes that are not watched as they store. A job ends with `stopped; what is done is stored in ...: run the same command again to
 go on`. Further tests ({passed}): `python -m pytest {TESTS["signals"]}`."""
     return ("SIGTERM and Ctrl-C", summary, found["command"]), text
 
