@@ -107,8 +107,9 @@ def stopped(found: dict[str, Any], passed: int) -> tuple[Row, str]:
     head = ["job", "stops", "seconds to the end, median", "at most", "seconds of work lost, at most", "wrong"]
     text = f"""{table(head, rows)}
 
-Half are SIGTERM, half Ctrl-C. The lecture's page is made by processes that are not watched as they store. A job ends with `stopped; what is done is stored in ...: run the same command again to
-go on`. Further tests ({passed}): `python -m pytest {TESTS["signals"]}`."""
+Half are SIGTERM, half Ctrl-C. The processes that make the lecture's page are not watched as they store. A job ends
+with `stopped; what is done is stored in ...: run the same command again to go on`. Further tests ({passed}):
+`python -m pytest {TESTS["signals"]}`."""
     return ("SIGTERM and Ctrl-C", summary, found["command"]), text
 
 
