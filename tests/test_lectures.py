@@ -109,6 +109,7 @@ def test_a_signal_stops_all_processes_and_says_how_to_go_on(tmp_path, number):
     assert time.monotonic() - begin < 10  # two on a machine that does nothing else
     assert process.returncode == 128 + number
     assert said.count("stopped; what is done is stored: the same command goes on") == 1
+    assert not [*tmp_path.rglob(".*.lock"), *tmp_path.rglob(".*.tmp")]
     assert "Traceback" not in said
 
 
