@@ -36,8 +36,8 @@ def check_hdf5(file: h5py.File) -> None:
     try:
         found = _broken_heap(file) or _strange(file)
     except Exception as error:  # h5py turns errors of the library into exceptions of many types
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            raise  # says nothing about the file
+        if _is_short_of_memory(error):
+            raise
         raise ValueError(f"{file.filename} is damaged: {_line(error)}") from error
     if found is not None:
         raise ValueError(f"{file.filename}: {found}: refused, it is damaged or was not written by landscape")
@@ -117,6 +117,11 @@ def _declared(data: h5d.DatasetID) -> int:
 
 def _is_bool(kind: h5t.TypeID) -> bool:
     return kind.get_class() == h5t.ENUM and kind.dtype == np.bool_
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Whether an error says nothing about the file that was read."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def read_array(group: h5py.Group, name: str, shape: Sequence[int | None] | None, kinds: str = "fiu") -> Array:
@@ -233,8 +238,8 @@ def read_attribute(group: h5py.Group, name: str, kind: type) -> Any:
         if value is not None:
             return [_decoded(entry) for entry in value] if kind is list else kind(_decoded(value) if is_text else value)
     except Exception as error:  # h5py turns errors of the library into exceptions of many types
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            raise  # says nothing about the file
+        if _is_short_of_memory(error):
+            raise
         raise ValueError(
             f"{group.file.filename} is damaged: attribute {name} cannot be read ({_line(error)})"
         ) from error
