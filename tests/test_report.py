@@ -242,6 +242,16 @@ def test_more_scenes_than_a_browser_keeps_are_drawn_in_turn_and_come_back_as_the
     assert tab.evaluate(lines) == 6, "they stay"
 
 
+def test_an_animation_drawn_in_turn_has_its_frames(browser, tmp_path):
+    moving = plot_line(line())
+    moving.frames = [{"name": str(i), "data": [{"y": [i, i]}]} for i in range(3)]
+    sections = [Section(str(i), figure=moving) for i in range(9)]
+    tab = browser.new_page(viewport={"width": 450, "height": 350})
+    tab.goto(page("nine", sections, tmp_path / "page.html").as_uri())
+    tab.wait_for_function("document.querySelector('#figure-1 .main-svg') !== null")
+    tab.wait_for_function("document.getElementById('figure-1')._transitionData._frames.length === 3", timeout=5000)
+
+
 def test_the_pointer_shows_the_value_of_that_place(wide):
     tab, _, _ = wide
     i, j = 9, 3

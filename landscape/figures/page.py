@@ -63,7 +63,7 @@ addEventListener("DOMContentLoaded", () => {
     const entry = waiting.get(plot);
     if (entry.in3d) shown.push(plot);
     else waiting.delete(plot);
-    Plotly.newPlot(plot, entry.figure.data, entry.figure.layout, entry.config).then(() => {
+    Plotly.newPlot(plot, {...entry.figure, config: entry.config}).then(() => {
       if (entry.isNew) stepBack(plot);
       entry.isNew = false;
     });
@@ -104,7 +104,7 @@ def figure_html(figure: go.Figure, div_id: str, in_turn: bool = False) -> str:
         HTML for a page of `page_html`, whose CSS gives `.figure` the height `--figure-height`.
     """
     if in_turn:
-        drawing = to_json_plotly({"data": figure.data, "layout": figure.layout})
+        drawing = to_json_plotly(figure.to_plotly_json())  # with the frames of an animation
         given = ", ".join([json.dumps(div_id), drawing, json.dumps(_CONFIG), json.dumps(bool(scenes(figure)))])
         content = (
             f'<div id="{div_id}" class="plotly-graph-div" style="height:100%; width:100%;"></div>'
