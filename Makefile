@@ -3,6 +3,9 @@ PYTHON ?= python3
 OLDEST ?= python3.11
 NEWEST ?= python3.13
 BIN := .venv/bin
+# modules are compiled when they are first imported: half of the time of an installation went into those that never are
+INSTALL := -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # which files `make test-floors` runs: those that meet numpy, scipy, scikit-learn, plotly, h5py, safetensors, numba,
 # igraph or xarray, not whole trainings
@@ -58,39 +61,39 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[images]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[images]'
 	touch $@
 
 .venv/bench: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[bench]'
 # Without what they require: torchvision, whose build must match torch's; NumPy 1; ghalton, which g++ cannot compile.
 # Benchmarks leave out what is not there, and say so.
-	-$(BIN)/python -m pip install --quiet --no-deps curvlinops-for-pytorch==3.0.1
-	-$(BIN)/python -m pip install --quiet --no-deps landscaper==1.3.1 nglpy==1.1.7 topopy==1.0.4
+	-$(BIN)/python $(INSTALL) --no-deps curvlinops-for-pytorch==3.0.1
+	-$(BIN)/python $(INSTALL) --no-deps landscaper==1.3.1 nglpy==1.1.7 topopy==1.0.4
 	touch $@ .venv/demo
 
 .venv/lecture: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lecture]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[lecture]'
 	touch $@ .venv/demo
 
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --editable '.[test]'
 	touch $@ .venv/demo .venv/lecture
 
 # torch 2.13 needs a newer sympy than the floor
 .venv-floors/test: pyproject.toml constraints.txt constraints-oldest.txt
 	$(OLDEST) -m venv .venv-floors
 	grep -vE '^(torch|sympy)==' constraints-oldest.txt | cat - constraints.txt > .venv-floors/constraints.txt
-	.venv-floors/bin/python -m pip install --quiet --constraint .venv-floors/constraints.txt \
+	.venv-floors/bin/python $(INSTALL) --constraint .venv-floors/constraints.txt \
 	  --editable '.[images,fast,graph,xarray]' pytest pytest-xdist hypothesis gudhi
 	touch $@
 
 .venv-oldest/test: pyproject.toml constraints-oldest.txt
 	$(OLDEST) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	.venv-oldest/bin/python $(INSTALL) --constraint constraints-oldest.txt --editable '.[test]'
 	touch $@
 
 .venv-newest/test: pyproject.toml
 	$(NEWEST) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	.venv-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
 	touch $@

@@ -107,7 +107,10 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
 
 
 class _Stop:
-    """A handler of signals, which notes them, and raises `Stopped` if `raises`."""
+    """A handler of signals, which notes them, and raises `Stopped` at the first one if `raises`.
+
+    A second one would cut short what is done on the way out, such as letting go of locks: pools of processes send two.
+    """
 
     def __init__(self, received: list[int]) -> None:
         self._received = received
@@ -116,14 +119,16 @@ class _Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
         if self.raises:
+            self.raises = False
             raise Stopped(number)
 
 
 @contextmanager
 def interrupt_between_steps() -> Iterator[list[int]]:
-    """Let a first Ctrl-C wait until a step is done, so that a whole state can be saved; a second one does not wait.
+    """Let Ctrl-C wait until a step is done, so that a whole state can be saved; a second one does not wait.
 
-    So do the other signals within `stoppable`.
+    Within `stoppable`, which ends the process where this takes too long, the other signals wait, too, and so does a
+    second one of them.
 
     Yields:
         A list that is empty until then; outside of the main thread, or where Ctrl-C is handled otherwise, for ever.
@@ -140,8 +145,10 @@ def interrupt_between_steps() -> Iterator[list[int]]:
 
     def wait(number: int, frame: FrameType | None) -> None:
         interrupted.append(number)
-        restore()
-        if not isinstance(usual[number], _Stop):
+        if isinstance(handler := usual[number], _Stop):
+            handler.raises = False  # what follows the step is done to its end
+        else:
+            restore()
             log.warning("interrupted: stopping after this step (again: at once, and the last seconds are lost)")
 
     def restore() -> None:

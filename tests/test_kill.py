@@ -217,25 +217,51 @@ def test_a_stop_that_python_drops_ends_the_job_all_the_same(tmp_path):
     assert (tmp_path / "err").read_text() == ""
 
 
-def press(number: int) -> None:
+def press(number: int, seconds: float = 5) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(5)
+    time.sleep(seconds)
 
 
 def test_signals_are_handled_as_before_afterwards():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with stoppable(lambda number: None) as received:
-        with pytest.raises(Stopped) as caught:
-            press(signal.SIGHUP)
-        with interrupt_between_steps() as waiting:
-            os.kill(os.getpid(), signal.SIGTERM)
-            with pytest.raises(Stopped):
-                press(signal.SIGTERM)
+    with stoppable(lambda number: None) as received, pytest.raises(Stopped) as caught:
+        press(signal.SIGHUP)
+    with stoppable(lambda number: None), interrupt_between_steps() as waiting:
+        press(signal.SIGTERM, 0)
     assert caught.value.number == signal.SIGHUP
-    assert received == [signal.SIGHUP, signal.SIGTERM]
+    assert received == [signal.SIGHUP]
     assert waiting == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert "landscape-stop" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_second_signal_does_not_cut_short_what_the_first_one_makes_done():
+    done, waiting = [], []
+
+    def stop_at_once():
+        try:
+            press(signal.SIGTERM)
+        finally:
+            press(signal.SIGTERM, 0.1)
+            done.append("lock let go")
+
+    def stop_after_the_step():
+        with interrupt_between_steps() as signals:
+            press(signal.SIGTERM, 0)
+            press(signal.SIGINT, 0.1)
+            done.append("state stored")
+            try:
+                raise Stopped(signals[0])
+            finally:
+                press(signal.SIGTERM, 0.1)
+                waiting.extend(signals)
+
+    with stoppable(lambda number: None), pytest.raises(Stopped):
+        stop_at_once()
+    with stoppable(lambda number: None), pytest.raises(Stopped):
+        stop_after_the_step()
+    assert done == ["lock let go", "state stored"]
+    assert waiting == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
 
 
 def test_a_signal_at_the_very_end_does_no_harm(monkeypatch):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from pages import colors, drawn_figures
 
+from landscape.interruption import PATIENCE
+
 pytestmark = pytest.mark.usefixtures("scripts")
 KEYS = [f"L{i}" for i in range(1, 13)]
 
@@ -106,10 +108,12 @@ def test_a_signal_stops_all_processes_and_says_how_to_go_on(tmp_path, number):
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     begin = time.monotonic()
     said = process.communicate(timeout=30)[1].decode()
-    assert time.monotonic() - begin < 10  # two on a machine that does nothing else
+    seconds = time.monotonic() - begin
+    assert seconds < 10  # two on a machine that does nothing else
     assert process.returncode == 128 + number
     assert said.count("stopped; what is done is stored: the same command goes on") == 1
-    assert not [*tmp_path.rglob(".*.lock"), *tmp_path.rglob(".*.tmp")]
+    if seconds < PATIENCE:  # else processes may have been ended at once
+        assert not [*tmp_path.rglob(".*.lock"), *tmp_path.rglob(".*.tmp")]
     assert "Traceback" not in said
 
 
