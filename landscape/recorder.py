@@ -109,13 +109,13 @@ class Recorder:
             self._segments = find_segments(self.path)
             if self._segments:
                 self._go_on()
+            self._lock.take()
+            if self._last_step < self.n_steps and (not self._segments or self.n_steps % self.every == 0):
+                self._record()
+            self.flush()
         except BaseException:
             self._lock.release()
             raise
-        self._lock.take()
-        if self._last_step < self.n_steps and (not self._segments or self.n_steps % self.every == 0):
-            self._record()
-        self.flush()
         self._seen = self._versions()
         atexit.register(self.close)
 

@@ -174,12 +174,14 @@ def enter(job: Job, order: list[str], done: Any, parent: int) -> None:
 
 def make_there(i: int) -> None:
     """Make a figure in a process of the pool; SIGTERM, by which the parent stops it, lets it store its state."""
-    job, order, done = _there["job"], _there["order"], _there["done"]
+    job, order, done, stopped_by = _there["job"], _there["order"], _there["done"], None
     try:
         with stoppable(lambda number: None):
             job.make(order[i], lambda share: done.__setitem__(i, share))
     except Stopped as stop:
-        os._exit(128 + stop.number)  # the pool is told of it as of any process that died
+        stopped_by = stop.number
+    if stopped_by is not None:  # here, where nothing that was at work is referred to any more: files are closed
+        os._exit(128 + stopped_by)  # the pool is told of it as of any process that died
     done[i] = 1.0
 
 

@@ -250,6 +250,13 @@ class TestOneProcess:
             Lock(tmp_path / "a.h5")
         assert os.listdir(tmp_path) == []
 
+    def test_a_recorder_stopped_at_its_first_row_lets_go(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("landscape.recorder.write_shard", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as caught:  # which keeps the recorder
+            Recorder(tmp_path / "run.h5", samples.network())
+        assert hidden(tmp_path) == []
+        del caught
+
     def test_who_holds_it_can_be_read(self, tmp_path):
         with Lock(tmp_path / "a.h5"):
             holder = json.loads((tmp_path / ".a.h5.holder").read_text())
