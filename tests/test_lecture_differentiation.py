@@ -23,6 +23,13 @@ def module(scripts):
 
 
 @pytest.fixture(scope="module")
+def measurements(scripts):
+    from lecture.differentiation import measurements
+
+    return measurements
+
+
+@pytest.fixture(scope="module")
 def setting(scripts, lecture_folder):
     from lecture.setting import Setting
 
@@ -42,14 +49,14 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def net(module, images):
-    return module.network(*images, [3])
+def net(measurements, images):
+    return measurements.network(*images, [3])
 
 
-def test_the_three_modes_give_the_exact_gradient(module, net, images):
-    exact = module.exact_gradient(net, *images)
+def test_the_three_modes_give_the_exact_gradient(measurements, net, images):
+    exact = measurements.exact_gradient(net, *images)
     wide = net.theta.double()
-    for method in (module.reverse_mode, module.forward_mode):
+    for method in (measurements.reverse_mode, measurements.forward_mode):
         assert float((method(net.cost, wide) - exact).norm() / exact.norm()) < 1e-14
         assert 1e-9 < float((method(net.cost, net.theta) - exact).norm() / exact.norm()) < 1e-6
     model = build("mlp", seed=0, input_shape=[16], classes=10, widths=[3])
@@ -58,8 +65,8 @@ def test_the_three_modes_give_the_exact_gradient(module, net, images):
     assert torch.cat([p.grad.ravel() for p in model.parameters()]).double() == pytest.approx(exact, abs=1e-6)
 
 
-def test_operations_are_counted(module):
-    counts = [module.count_operations(depth) for depth in (1, 2, 3, 4)]
+def test_operations_are_counted(measurements):
+    counts = [measurements.count_operations(depth) for depth in (1, 2, 3, 4)]
     # per unit two products, two sums, one tanh; and the sum of the two units; a layer contains the one before twice
     assert [c["formula"] for c in counts] == [11, 31, 71, 151]
     # 1 - tanh^2, times the input: tanh is counted with its 2 products and 2 sums
@@ -69,14 +76,14 @@ def test_operations_are_counted(module):
     assert steps[0] < 3 * 10  # ten operations forward, and no more than two for each on the way back
 
 
-def test_sympy_and_torch_differentiate_the_same_formula(module):
+def test_sympy_and_torch_differentiate_the_same_formula(measurements):
     symbols = [sympy.symbols(f"w{layer}_:6") for layer in range(2)]
     weights = torch.linspace(-0.9, 1.1, 12, dtype=torch.float64).requires_grad_()
     inputs = torch.tensor([0.4, -0.3], dtype=torch.float64)
-    value = module.formula(inputs.unbind(), [row.unbind() for row in weights.view(2, 6)], torch.tanh)
+    value = measurements.formula(inputs.unbind(), [row.unbind() for row in weights.view(2, 6)], torch.tanh)
     gradient = torch.autograd.grad(value, weights)[0]
     a, b = sympy.symbols("a b")
-    written = module.formula((a, b), symbols, sympy.tanh)
+    written = measurements.formula((a, b), symbols, sympy.tanh)
     numbers = dict(zip([s for row in symbols for s in row], weights.tolist(), strict=True)) | {a: 0.4, b: -0.3}
     for i in (0, 5, 9):
         derived = float(sympy.diff(written, symbols[i // 6][i % 6]).subs(numbers))
@@ -157,7 +164,7 @@ def test_a_second_figure_comes_from_what_is_stored(module, drawn, setting, monke
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
-    for name in ("compare_gradients", "time_gradients", "count_operations", "train", "exact_gradient"):
+    for name in ("error_curves", "time_gradients", "count_operations", "train", "exact_gradient"):
         monkeypatch.setattr(module, name, refuse)
     again = module.draw(setting[0])
     assert again.caption == drawn.caption

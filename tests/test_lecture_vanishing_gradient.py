@@ -42,11 +42,13 @@ def test_the_share_done_rises_to_one(drawn, shares):
 
 
 def networks(lecture, start):
+    from lecture.vanishing_gradient.measurements import network
+
     from landscape.data import load
 
     plan = lecture.QUICK
     data = load("digits", limit=plan.images)
-    return data, [lecture.network(start, plan, data, seed) for seed in range(plan.seeds)]
+    return data, [network(start, plan, data, seed) for seed in range(plan.seeds)]
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "maxout"])
@@ -118,11 +120,13 @@ def test_a_claim_depends_on_the_numbers(lecture, drawn):
 
 
 def test_a_second_draw_computes_nothing(lecture, setting, drawn, monkeypatch):
+    from lecture.vanishing_gradient import measurements
+
     def fail(*args, **kwargs):
         raise AssertionError("computed again")
 
     for name in ("run_restarts", "train", "gradient_norms", "activation_slopes"):
-        monkeypatch.setattr(lecture, name, fail)
+        monkeypatch.setattr(measurements, name, fail)
     again = lecture.draw(setting)
     assert again.numbers == drawn.numbers
     assert again.caption == drawn.caption
