@@ -223,6 +223,7 @@ def press(number: int, seconds: float = 5) -> None:
 
 
 def test_signals_are_handled_as_before_afterwards():
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with stoppable(lambda number: None) as received, pytest.raises(Stopped) as caught:
         press(signal.SIGHUP)
@@ -233,6 +234,7 @@ def test_signals_are_handled_as_before_afterwards():
     assert waiting == [signal.SIGTERM]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert "landscape-stop" not in {thread.name for thread in threading.enumerate()}
+    signal.signal(signal.SIGHUP, usual)
 
 
 def test_a_second_signal_does_not_cut_short_what_the_first_one_makes_done():
