@@ -1,5 +1,6 @@
 """What plans may take: memory and time are bounded, and what was bounded is stored."""
 
+import linecache
 import time
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_the_footprint_is_what_is_alive_at_the_same_time():
     size = footprint(trace(resnet.model), resnet)
     assert size.alive == 3 * 16 * 64 * 4  # the branch, what it makes, and the skip connection
     assert size.layers[0] == 16 * 64 * 4
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet"])
+def test_calls_leave_no_source_of_traced_networks_behind(model):
+    objective = Objective(build(model, input_shape=(1, 8, 8), classes=4), class_data(10, (1, 8, 8), 4))
+    plane = random_directions(objective)
+    evaluate(objective, plane, resolution=3, progress=False)
+    before = set(linecache.cache)  # where torch keeps the source of code that it makes
+    evaluate(objective, plane, resolution=3, progress=False)
+    assert set(linecache.cache) == before
 
 
 def needs_for(kind, objective, plane):

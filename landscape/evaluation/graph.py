@@ -34,6 +34,13 @@ class NotTraceableError(Exception):
     """The forward pass cannot be written as a graph; the text says why."""
 
 
+class _Graph(fx.GraphModule):
+    """A graph that is walked, not called."""
+
+    def recompile(self) -> Any:
+        """Make no code: torch would keep its source for ever, some 10 kB for every graph of a small network."""
+
+
 def trace(model: nn.Module) -> fx.GraphModule:
     """Write the forward pass of a network as a graph of modules, functions and methods.
 
@@ -46,7 +53,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     if any(_has_hooks(module) for module in model.modules()):
         raise NotTraceableError("a module has hooks")
     try:
-        traced = fx.symbolic_trace(model)
+        tracer = fx.Tracer()
+        traced = _Graph(model, tracer.trace(model))
     except Exception as error:  # tracing runs the model's own code, which may fail in any way
         raise NotTraceableError(" ".join(str(error).split())[:120] or type(error).__name__) from error
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
