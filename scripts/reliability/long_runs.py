@@ -11,9 +11,9 @@ Memory is compared from 20 % of the work on, when everything that is made once h
 the highest value in between. That of `calls` includes the workers'.
 
 overhead: the lecture's network (784-10-10-10-10-10) is trained on MNIST (50,000 images, batches of 200) by a plain
-loop, without a recorder and with one that records every epoch, in turn. Counted is the whole time, with opening and
-closing the file. On a busy machine two runs differ by more than the recorder takes: so the time spent in its methods
-is measured, too.
+loop, without a recorder and with one that records every epoch, the epochs of both in turn. Counted is the whole time,
+with opening and closing the file. On a busy machine two epochs differ by more than the recorder takes: so the time
+spent in its methods is measured, too.
 
     python scripts/reliability/long_runs.py [--only surface recording calls overhead] [--rounds 10] [--quick]
                                             [--out results/reliability]
@@ -26,7 +26,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
@@ -235,16 +235,20 @@ JOBS = {  # job, what counts its progress, size, size with --quick
 }
 
 
-def train(data: Dataset, epochs: int, path: Path | None) -> tuple[float, float]:
-    """Train by a plain loop; return the seconds it took, and those of them in the recorder's methods."""
+def train(data: Dataset, epochs: int, path: Path | None) -> Iterator[tuple[float, float]]:
+    """Train by a plain loop; yield the seconds of each epoch, and those of them in the recorder's methods.
+
+    Opening the file counts to the first epoch, closing it to the last.
+    """
     model = network(data)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(0)
-    clock, inside = time.perf_counter, 0.0
-    begin = clock()
-    recorder = Recorder(path, model, every=len(data) // _BATCH) if path else None
-    inside += clock() - begin
-    for _ in range(epochs):
+    clock, inside, recorder = time.perf_counter, 0.0, None
+    for epoch in range(epochs):
+        begin = clock()
+        if path and recorder is None:
+            recorder = Recorder(path, model, every=len(data) // _BATCH)
+            inside += clock() - begin
         for batch in torch.randperm(len(data), generator=generator).split(_BATCH):
             optimizer.zero_grad()
             loss = cross_entropy(model(data.inputs[batch]), data.targets[batch])
@@ -254,37 +258,37 @@ def train(data: Dataset, epochs: int, path: Path | None) -> tuple[float, float]:
                 before = clock()
                 recorder.step(loss=loss)
                 inside += clock() - before
-    before = clock()
-    if recorder:
-        recorder.close()
-    end = clock()
-    return end - begin, inside + end - before
+        before = clock()
+        if recorder and epoch == epochs - 1:
+            recorder.close()
+        end = clock()
+        yield end - begin, inside + end - before
+        inside = 0.0
 
 
 def measure_overhead(rounds: int, quick: bool) -> dict[str, Any]:
-    """Train in turn with and without a recorder; return seconds of each round and shares in percent."""
+    """Train with and without a recorder, epochs in turn; return seconds of each round and shares in percent."""
     data = load("mnist", limit=2_000 if quick else 50_000)
     epochs = 2 if quick else 20
-    without, recorded, inside = [], [], []
+    seconds = np.zeros((3, rounds))  # without, with, in the recorder
     with tempfile.TemporaryDirectory() as folder:
-        train(data, 1, None)
+        list(train(data, 1, None))
         for i in range(rounds):
-            path = Path(folder) / f"{i}.h5"
-            for turn in (path, None) if i % 2 else (None, path):  # neither is always first
-                seconds, own = train(data, epochs, turn)
-                if turn:
-                    recorded.append(seconds)
-                    inside.append(own)
-                else:
-                    without.append(seconds)
-    ratio = 100 * (np.array(recorded) / np.array(without) - 1)
-    share = 100 * np.array(inside) / (np.array(recorded) - np.array(inside))
+            plain, recorded = train(data, epochs, None), train(data, epochs, Path(folder) / f"{i}.h5")
+            for epoch in range(epochs):
+                for turn in (plain, recorded) if (i + epoch) % 2 else (recorded, plain):  # neither is always first
+                    taken, inside = next(turn)
+                    seconds[int(turn is recorded), i] += taken
+                    seconds[2, i] += inside
+    without, recorded_in, in_recorder = seconds
+    ratio = 100 * (recorded_in / without - 1)
+    share = 100 * in_recorder / (recorded_in - in_recorder)
     return {
         "epochs": epochs,
         "steps per epoch": len(data) // _BATCH,
-        "seconds without": without,
-        "seconds with": recorded,
-        "seconds in the recorder": inside,
+        "seconds without": without.tolist(),
+        "seconds with": recorded_in.tolist(),
+        "seconds in the recorder": in_recorder.tolist(),
         "added, percent": {"min": ratio.min(), "median": np.median(ratio), "max": ratio.max()},
         "in the recorder, percent": {"min": share.min(), "median": np.median(share), "max": share.max()},
     }
