@@ -1,6 +1,6 @@
 """The critical points that the runs of a study descend to, and which of them are the same: one HDF5 file.
 
-    /run [n], /setting [n], /seed [n]             which run of the study
+    /run [n], /setting [n], /seed [n]             which run of the study; its number is that at the time
     /kind [n] text                                minimum, flat minimum, saddle, at infinity, ..., see `minima.certify`
     /loss [n], /gradient_norm [n]                 of the training objective there, float64
     /n_steps [n], /n_escapes [n], /moved [n]      of the descent: steps, saddles left on the way, distance covered
@@ -24,6 +24,7 @@ from landscape.contents import Number, check_value
 from landscape.rows import read_column, read_rows
 
 KIND = "minima"
+KEYS = ("setting", "seed")  # columns that tell runs apart
 _COLUMNS = {
     **{"run": "iu", "setting": "iu", "seed": "iu", "kind": "U", "loss": "f", "gradient_norm": "f"},
     **{"smallest": "f", "largest": "f", "trace": "f", "n_flat": "iu"},
@@ -121,8 +122,9 @@ class Catalog:
         return f"{len(self)} runs: {kinds}\n{self.n_minima} distinct minima among {certified}; {self.relation}"
 
     def thetas(self, rows: Array | slice = slice(None)) -> Array:
-        """Read the critical points, `[n, p]` float64, of all rows or of those chosen (increasing indices)."""
-        return read_column(self.path, KIND, "theta", np.arange(len(self))[rows])
+        """Read the critical points, `[n, p]` float64, of all rows or of those chosen."""
+        chosen = np.arange(len(self))[rows]
+        return read_column(self.path, KIND, "theta", {name: self.columns[name][chosen] for name in KEYS})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Catalog":

@@ -139,27 +139,45 @@ def _read_rows(
     return {name: _stack(parts, f"{path}: {name}") for name, parts in columns.items()}, record
 
 
-def read_column(path: str | os.PathLike, kind: str, name: str, rows: Array) -> Array:
-    """Read some rows of a column, by increasing indices."""
-    return _read_whole(Path(path), kind, lambda files: _read_column(path, files, kind, name, rows))
+def read_column(path: str | os.PathLike, kind: str, name: str, keys: Mapping[str, Array]) -> Array:
+    """Read a column of the rows that are identified by other columns, in the order asked for.
+
+    Where a row stands is no identity: while several processes add parts, a later one may get its place before others.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        name: Of the column.
+        keys: Whole numbers `[m]` by the names of their columns, which together tell rows apart.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is damaged or of another kind, or some of the rows are not there (any more).
+    """
+    return _read_whole(Path(path), kind, lambda files: _read_column(path, files, kind, name, keys))
 
 
-def _read_column(path: str | os.PathLike, files: list[Path], kind: str, name: str, rows: Array) -> Array:
-    first, found = 0, []
+def _read_column(path: str | os.PathLike, files: list[Path], kind: str, name: str, keys: Mapping[str, Array]) -> Array:
+    asked = [*zip(*(values.tolist() for values in keys.values()), strict=True)]
+    wanted = {key: i for i, key in enumerate(dict.fromkeys(asked))}
+    found, order = [], list[int]()
     for part in files:
         with read_hdf5(part, kind) as file:
             column = dataset(file, name, [None, None], "f")
-            n = len(column)
-            inside = rows[(rows >= first) & (rows < first + n)] - first
+            own = zip(*(read_array(file, key, [len(column)], "iu").tolist() for key in keys), strict=True)
+            inside = [(row, wanted[key]) for row, key in enumerate(own) if key in wanted]
+            order += [i for _, i in inside]
             if not column.size:  # h5py does not select from nothing
                 found.append(np.empty((len(inside), column.shape[1]), column.dtype))
                 continue
             try:
-                found.append(column[inside] if len(inside) else column[:0])
+                found.append(column[[row for row, _ in inside]] if inside else column[:0])
             except (OSError, RuntimeError) as error:
                 raise ValueError(f"{part} is damaged: {name} cannot be read ({error})") from error
-        first += n
-    return _stack(found, f"{path}: {name}")
+    if sorted(order) != [*range(len(wanted))]:
+        raise ValueError(f"{path} has not the rows any more that it had when it was read: read it again")
+    place = np.argsort(order)
+    return _stack(found, f"{path}: {name}")[place[[wanted[key] for key in asked]]]
 
 
 def find_files(path: Path, kind: str) -> list[Path]:

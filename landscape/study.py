@@ -92,12 +92,20 @@ class Study:
         return {name: values[names == name] for name in self.settings}
 
     def thetas(self, runs: Array | slice = slice(None)) -> Array:
-        """Read the parameters at the end, `[n, p]`, of all runs or of those chosen (increasing indices)."""
-        return read_column(self.path, KIND, "theta", np.arange(len(self))[runs])
+        """Read the parameters at the end, `[n, p]`, of all runs or of those chosen by their numbers.
+
+        Raises:
+            FileNotFoundError, ValueError: The file is gone, damaged, or has not these runs any more.
+        """
+        return self._column("theta", runs)
 
     def buffers(self, runs: Array | slice = slice(None)) -> Array:
-        """Read the flat buffers at the end, `[n, q]`."""
-        return read_column(self.path, KIND, "buffers", np.arange(len(self))[runs])
+        """Read the flat buffers at the end, `[n, q]`; see `thetas`."""
+        return self._column("buffers", runs)
+
+    def _column(self, name: str, runs: Array | slice) -> Array:
+        chosen = np.arange(len(self))[runs]
+        return read_column(self.path, KIND, name, {"setting": self.setting[chosen], "seed": self.seed[chosen]})
 
     def _curve(self, metric: str) -> Array:
         if metric not in self.curves:

@@ -322,6 +322,23 @@ class TestReadersWhileFilesAreMerged:
         assert len(Study.load(tmp_path / "a.h5")) == 4
         assert len(seen) > 1 + after  # read again
 
+    def test_networks_belong_to_their_runs_whatever_comes_in_between(self, tmp_path):
+        with OPEN["study.h5"](tmp_path / "a.h5") as writer:
+            writer.add(samples.study_rows(0), 0)
+            writer.add({**samples.study_rows(1), "seed": np.array([2, 3])}, 2)  # of a faster process
+            before = Study.load(tmp_path / "a.h5")
+            thetas = before.thetas()
+            writer.add(samples.study_rows(1), 1)
+            for _ in range(2):
+                np.testing.assert_array_equal(before.thetas(), thetas)
+                np.testing.assert_array_equal(before.thetas([3, 1, 1]), thetas[[3, 1, 1]])
+                writer.finish()
+        (tmp_path / "a.h5").unlink()
+        with OPEN["study.h5"](tmp_path / "a.h5") as writer:
+            writer.add(samples.study_rows(0), 0)
+        with pytest.raises(ValueError, match=r"a\.h5 has not the rows any more"):
+            before.thetas()
+
     def test_a_file_that_goes_while_libhdf5_opens_it(self, tmp_path, monkeypatch):
         samples.surface().save(tmp_path / "a.h5")
         other = (tmp_path / "a.h5").read_bytes()

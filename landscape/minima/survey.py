@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from landscape.arguments import expect, file_path, whole_number
-from landscape.catalog import KIND, MINIMA, Catalog
+from landscape.catalog import KEYS, KIND, MINIMA, Catalog
 from landscape.curvature import trace
 from landscape.data import collect, split_batch
 from landscape.losses import Metric, is_cross_entropy
@@ -95,7 +95,7 @@ def survey_minima(
     data, test = collect(data), None if test is None else collect(test)
     job = _Job(
         *(network, data, test, loss, metrics, float(study.provenance["settings"]["penalty"])),
-        *(gtol, max_steps, max_escapes, study.path),
+        *(gtol, max_steps, max_escapes, replace(study, curves={})),
     )
     objective = job.objective(network)
     _check_same(study, objective)
@@ -146,7 +146,7 @@ class _Job:
     gtol: float
     max_steps: int
     max_escapes: int
-    study: Path
+    study: Study  # as it was when its runs were chosen: it may grow meanwhile
 
     def objective(self, network: nn.Module) -> Objective:
         return Objective(
@@ -162,12 +162,11 @@ class _Job:
 
 def _polisher(job: _Job, device: str | None) -> Callable[[list[int]], _Columns]:
     """Return, on a worker, the function that descends from some runs of the study."""
-    study = Study.load(job.study)
     shared = job.objective(job.network).to(device, torch.float64)
 
     def work(runs: list[int]) -> _Columns:
-        thetas = torch.as_tensor(study.thetas(np.array(runs)), dtype=torch.float64, device=shared.device)
-        buffers = study.buffers(np.array(runs))
+        thetas = torch.as_tensor(job.study.thetas(np.array(runs)), dtype=torch.float64, device=shared.device)
+        buffers = job.study.buffers(np.array(runs))
         if not buffers.shape[1]:
             return _columns(shared, thetas, _descend(job, shared, thetas), buffers)
         parts = []  # each network has statistics of its own
@@ -233,13 +232,13 @@ def _identify(
 ) -> dict[str, Any]:
     """Identify the certified minima among the rows of a file; what is no minimum has label -1."""
     columns, _ = read_rows(path, KIND, but=("theta", "buffers"))
-    n = len(columns["run"])
-    thetas = torch.as_tensor(read_column(path, KIND, "theta", np.arange(n)))
+    keys = {name: columns[name] for name in KEYS}
+    thetas = torch.as_tensor(read_column(path, KIND, "theta", keys))
     losses = np.where(np.isin(columns["kind"], MINIMA), columns["loss"], np.nan)
     sample = split_batch(next(objective.splits[""].chunks(SAMPLES if objective.splits[""].stackable else None)))[0]
     outputs = of_network = None
     if relation == "function":
-        outputs = _outputs(job, objective, thetas, read_column(path, KIND, "buffers", np.arange(n)))
+        outputs = _outputs(job, objective, thetas, read_column(path, KIND, "buffers", keys))
     else:
         of_network = symmetries(job.network, sample)
     softmax = objective.is_classification and is_cross_entropy(objective.loss)
@@ -304,17 +303,19 @@ def _done(path: Path, question: dict, study: Study) -> set[int]:
     columns, record = read_rows(path, KIND, but=("theta", "buffers"))
     before = without_known_code(record["provenance"]["question"])
     differing = [key for key in question if before.get(key) != question[key]]
-    runs, settings = columns["run"], record["provenance"]["study settings"]
-    if runs.max() >= len(study) or any(study.settings.get(name) != settings[name] for name in settings):
-        differing.append("settings or number of the runs")
-    elif (study.seed[runs] != columns["seed"]).any() or (study.setting[runs] != columns["setting"]).any():
+    settings = record["provenance"]["study settings"]
+    if any(study.settings.get(name) != settings[name] for name in settings):
+        differing.append("settings of the runs")
+    number = {key: i for i, key in enumerate(zip(*(getattr(study, name).tolist() for name in KEYS), strict=True))}
+    runs = {number.get(key) for key in zip(*(columns[name].tolist() for name in KEYS), strict=True)}
+    if None in runs:
         differing.append("seeds of the runs")
     if differing:
         raise ValueError(
             f"{path} holds another survey; what differs: {', '.join(differing)}. Choose another file name, or delete "
             f"it and {parts_folder(path).name}"
         )
-    return set(runs.tolist())
+    return {run for run in runs if run is not None}
 
 
 def _with_buffers(network: nn.Module, row: np.ndarray) -> nn.Module:
