@@ -56,7 +56,7 @@ def expect(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> N
 
 
 def file_path(value: str | os.PathLike) -> Path:
-    """Return the path of a file to write.
+    """Return the path of a file to write; of a link the file that it stands for, which is what is locked and replaced.
 
     Raises:
         TypeError: It is no path.
@@ -74,7 +74,8 @@ def file_path(value: str | os.PathLike) -> Path:
         )
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file in it")
-    return _below_folders(path)
+    path = _below_folders(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def folder_path(value: str | os.PathLike) -> Path:

@@ -29,6 +29,7 @@ from landscape.group import (
     train_together,
 )
 from landscape.interruption import interrupt_between_steps
+from landscape.lock import Lock
 from landscape.losses import Metric, without_addresses
 from landscape.objective import Objective
 from landscape.parameters import layout
@@ -159,7 +160,7 @@ def train_many(
         group: Networks that are computed together. Default: 100, fewer for larger networks or batches, on a GPU all.
         state: File to keep the state in while they are trained. The same call with it goes on after an interruption, on
             the CPU bit for bit as if there had been none. It stays at the end; nothing is written in the first
-            `interval` seconds.
+            `interval` seconds, unless it is asked to stop.
         interval: Seconds between two writes of the state; more where writing would take over a tenth of the time.
         progress: Show a progress bar.
 
@@ -169,6 +170,7 @@ def train_many(
     Raises:
         ValueError: An argument is not valid, the networks differ in more than the values of their parameters, a
             trajectory file exists already, or the state is that of other networks.
+        BlockingIOError: Another process keeps its state in that file.
 
     Example:
         >>> from landscape.models import build
@@ -250,6 +252,7 @@ def train_many(
     every = record_every * (job.n_steps if record_unit == "epoch" else 1)
     stoppable: AbstractContextManager[list[int]] = nullcontext([]) if state is None else interrupt_between_steps()
     with (
+        nullcontext() if state is None else Lock(state),
         tqdm(total=n * job.total, desc=f"training {n} networks", unit="step", disable=not progress) as bar,
         stoppable as stopping,
     ):

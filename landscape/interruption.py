@@ -21,6 +21,7 @@ PATIENCE = 1.4  # seconds from the signal on; worker processes then notice withi
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _END = 0  # no signal has this number
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # Windows has none
+_changed: list[dict[int, Any]] = []  # the handlers that were there before, of each block that has others now
 
 
 class Stopped(KeyboardInterrupt):
@@ -59,7 +60,7 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     usual = {number: signal.getsignal(number) for number in numbers}
     usual = {number: old for number, old in usual.items() if old not in (None, signal.SIG_IGN)}  # nohup ignores SIGHUP
-    left, stop = threading.Event(), _Stop(received)
+    left, stop, process = threading.Event(), _Stop(received), os.getpid()
 
     def watch() -> None:
         while (number := reading.recv(1)[0]) not in (*usual, _END):
@@ -82,6 +83,7 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
     watcher = threading.Thread(target=watch, name="landscape-stop", daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    _changed.append(usual)
     try:
         try:
             sys.unraisablehook = tell  # raised where Python drops it, as in a weakref's callback: then `watch` ends it
@@ -95,15 +97,49 @@ def stoppable(say: Callable[[int], None]) -> Iterator[list[int]]:
             stop.raises = False  # in what follows, which must be done to its end
     finally:
         stop.raises = False  # again: a signal may have come just before
-        signal.set_wakeup_fd(before)
-        sys.unraisablehook = hook
-        left.set()
-        writing.send(bytes([_END]))
-        watcher.join()
-        reading.close()
-        writing.close()
-        for number, handler in usual.items():  # last: the usual ones may raise
-            signal.signal(number, handler)
+        if os.getpid() == process:  # a forked process has let go of all this
+            signal.set_wakeup_fd(before)
+            sys.unraisablehook = hook
+            left.set()
+            writing.send(bytes([_END]))
+            watcher.join()
+            reading.close()
+            writing.close()
+            _restore(usual)  # last: the usual ones may raise
+
+
+def _restore(usual: dict[int, Any]) -> None:
+    """Handle signals as before a block."""
+    if usual in _changed:
+        _changed.remove(usual)
+    for number, handler in usual.items():
+        signal.signal(number, handler)
+
+
+def _before_fork() -> None:
+    """Let signals wait, so that none finds a forked process that still has the handlers of its parent."""
+    if _changed:
+        _forking.before = signal.pthread_sigmask(signal.SIG_BLOCK, {number for usual in _changed for number in usual})
+
+
+def _after_fork() -> None:
+    before = _forking.__dict__.pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _let_go() -> None:
+    """Let a forked process be ended by signals as usual, and its parent not hear of them."""
+    if _changed:
+        signal.set_wakeup_fd(-1)
+    while _changed:
+        _restore(_changed[-1])
+    _after_fork()
+
+
+_forking = threading.local()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_let_go)
 
 
 class _Stop:
@@ -132,6 +168,9 @@ def interrupt_between_steps() -> Iterator[list[int]]:
 
     Yields:
         A list that is empty until then; outside of the main thread, or where Ctrl-C is handled otherwise, for ever.
+
+    Raises:
+        Stopped: A signal came, and the block ended without an error all the same.
     """
     interrupted: list[int] = []
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
@@ -148,19 +187,18 @@ def interrupt_between_steps() -> Iterator[list[int]]:
         if isinstance(handler := usual[number], _Stop):
             handler.raises = False  # what follows the step is done to its end
         else:
-            restore()
+            _restore(usual)
             log.warning("interrupted: stopping after this step (again: at once, and the last seconds are lost)")
 
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
+    _changed.append(usual)
     for number in usual:
         signal.signal(number, wait)
     try:
         yield interrupted
     finally:
-        restore()
+        _restore(usual)
+    if interrupted:
+        raise Stopped(interrupted[0])
 
 
 @contextmanager

@@ -80,16 +80,18 @@ class Lock:
         return self._held.writer is self and self._held.release.alive
 
     def check(self) -> None:
-        """Refuse to write under a lock that is not in force any more.
+        """Refuse to write under a lock that is not in force any more; one whose file was removed is taken again.
 
         Raises:
             ValueError: It was released, or the file was opened again in this process.
+            BlockingIOError: The lock's file was removed, and another process has one now.
         """
         if not self.in_force:
             raise ValueError(
                 f"{self.path} was closed, or opened for writing again in this process since: this one writes no more, "
                 "use the newer one"
             )
+        self._held.renew()
 
     def release(self) -> None:
         """Let others write, unless a newer lock of this process is in force."""
@@ -111,7 +113,8 @@ class _Held:
 
     def __init__(self, path: Path) -> None:
         self._writer: weakref.ref[Lock] | None = None
-        self.release = weakref.finalize(self, _release, path.absolute(), _acquire(path), os.getpid())
+        self._path, self._descriptor = path.absolute(), [_acquire(path)]
+        self.release = weakref.finalize(self, _release, self._path, self._descriptor, os.getpid())
         try:
             _say_who(path)
             remove_leftovers(path.parent, f".{path.name}.")
@@ -119,6 +122,14 @@ class _Held:
         except BaseException:
             self.release()
             raise
+
+    def renew(self) -> None:
+        """Lock the file again if the lock's own was removed, with its folder or alone."""
+        if not _is_at(self._descriptor[0], _lock_path(self._path)):
+            new = _acquire(self._path)
+            _close(self._descriptor[0])
+            self._descriptor[0] = new
+            _say_who(self._path)
 
     @property
     def writer(self) -> Lock | None:
@@ -172,24 +183,39 @@ def _try_to_lock(file: Path) -> int | None:
             if error.errno in _TAKEN:
                 return None
             raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
-                return descriptor
+        if _is_at(descriptor, file):
+            return descriptor
         os.close(descriptor)  # the one who had it has removed the file between our opening and our locking it
 
 
-def _release(path: Path, descriptor: int, process: int) -> None:
+def _release(path: Path, descriptors: list[int], process: int) -> None:
     if os.getpid() != process:  # a forked process inherits the object, not the lock
         return
+    (descriptor,) = descriptors
+    if not _is_at(descriptor, _lock_path(path)):  # removed meanwhile; if there is one, it is another's
+        _close(descriptor)
+        return
     _holder_path(path).unlink(missing_ok=True)
-    _descriptors.discard(descriptor)
     if sys.platform == "win32":
-        os.close(descriptor)
+        _close(descriptor)
         with suppress(PermissionError):  # somebody has it open already
             _lock_path(path).unlink(missing_ok=True)
     else:  # removed first, so that nobody's new one is
         _lock_path(path).unlink(missing_ok=True)
-        os.close(descriptor)
+        _close(descriptor)
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Tell whether a path still is the file that a descriptor belongs to."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _close(descriptor: int) -> None:
+    _descriptors.discard(descriptor)
+    os.close(descriptor)
 
 
 def _forget() -> None:

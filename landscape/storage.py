@@ -46,7 +46,7 @@ _FULL = {
 
 _Binary = BufferedReader | BufferedRandom
 T = TypeVar("T")
-_TRIES = 5  # to read files that are merged meanwhile; a job does that at its end
+_PAUSES = [0.01 * 2**i for i in range(8)]  # seconds between tries to read files that are merged meanwhile, 2.5 in all
 
 # The state in which a file was found whole, by path: checking it again with every row that is read would take longer
 # than reading. SHA-256, since the difference to others does not matter: on one core of a busy Xeon hashing 64 MiB, best
@@ -73,11 +73,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         ...     temporary.write_text("all or nothing")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, f".{path.name}.")
     temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     _written.append(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, f".{path.name}.")
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -93,8 +93,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             "what was stored before is intact",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-        _written.remove(temporary)
+        _written.remove(temporary)  # first: a signal may raise in the next line, and the next job removes leftovers
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -320,11 +321,20 @@ def _open_hdf5(path: str | os.PathLike) -> tuple[h5py.File, bool]:
         file.close()  # a job has put a new one in its place meanwhile, or removed it
 
 
-def read_steadily(read: Callable[[], T]) -> T:
-    """Call what reads several files; again, where a job has merged them, so that one of them is gone."""
-    for _ in range(_TRIES - 1):
-        with suppress(FileNotFoundError):
+def read_steadily(read: Callable[[], T], *places: Path) -> T:
+    """Call what reads several files; again, where a job merges them, so that one of them is gone.
+
+    Args:
+        read: Called until it does not raise FileNotFoundError.
+        places: One of them is there as long as there is anything to read.
+    """
+    for pause in _PAUSES:
+        try:
             return read()
+        except FileNotFoundError:
+            if not any(place.exists() for place in places):
+                raise
+        time.sleep(pause)
     return read()
 
 

@@ -236,8 +236,9 @@ class Surface:
 class SurfaceStore:
     """A surface that is being computed, kept safe in a file.
 
-    Opening a path that already holds the same question continues it; another question is refused. At most `interval`
-    seconds of work are lost by a kill. Until `close` no other process can open the path for writing.
+    Opening a path that already holds the same question continues it; another question is refused. A kill loses at most
+    what came since the last write, `interval` seconds and what was in work. Until `close` no other process can open the
+    path for writing.
 
     Args:
         surface: The grid, with origin and directions; the values are filled by `record`.
@@ -307,10 +308,18 @@ class SurfaceStore:
         if self.path is None or self._lock is None:
             return
         self._lock.check()
+        if not self.path.exists():  # removed by somebody; progress alone would be taken for a leftover
+            self.surface._write(self.path, self.fingerprint)
         with write_hdf5(progress_path(self.path), "progress") as file:
             _write_values(file, self.surface.values, self.surface.done)
             write_json(file, "record/fingerprint", self.fingerprint)
         self._saved = time.monotonic()
+
+    def forget_progress(self) -> None:
+        """Remove the progress file, whose values are not to be gone on from."""
+        if self.path is not None and self._lock is not None:
+            self._lock.check()
+            progress_path(self.path).unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write the whole surface as one file and remove the progress file."""

@@ -28,7 +28,7 @@ from landscape.objective import Objective
 from landscape.recorder import Recorder
 from landscape.session import Order, Session, read_state
 from landscape.shards import shard_folder
-from landscape.storage import without_known_code
+from landscape.storage import read_steadily, without_known_code
 
 log = logging.getLogger(__name__)
 
@@ -237,11 +237,15 @@ def read_history(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         ValueError: A file is damaged, or the checkpoint in the folder was not written by `train`.
     """
     path = Path(folder)
-    if (path / _STATE).exists():
-        return _arrays(read_state(path / _STATE)["history"])
-    if not (path / _CHECKPOINT).exists():
-        raise FileNotFoundError(f"no training run in {path}: expected {_CHECKPOINT} or {_STATE} there")
-    return _arrays(_read_finished(path).info["history"])
+
+    def read() -> dict[str, np.ndarray]:
+        if (path / _STATE).exists():
+            return _arrays(read_state(path / _STATE)["history"])
+        if not (path / _CHECKPOINT).exists():
+            raise FileNotFoundError(f"no training run in {path}: expected {_CHECKPOINT} or {_STATE} there")
+        return _arrays(_read_finished(path).info["history"])
+
+    return read_steadily(read, path / _STATE, path / _CHECKPOINT)
 
 
 def describe_run(
@@ -278,6 +282,11 @@ def _open(path: Path, session: Session, identity: dict[str, Any]) -> None:
         state = read_state(path / _STATE)
         _check_same(path, json.loads(state["identity"]), identity)
         session.load(state)
+        if session.step and not trajectory.exists() and not shard_folder(trajectory).exists():
+            raise FileNotFoundError(
+                f"{trajectory} was removed, which held the steps up to {session.step} that {path / _STATE} goes on "
+                f"from: put it back, or delete {_STATE} to start anew"
+            )
     elif trajectory.exists() or shard_folder(trajectory).exists():
         raise ValueError(
             f"{path} holds a {_TRAJECTORY} that this run did not begin: choose another folder, or delete it"

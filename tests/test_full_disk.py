@@ -25,7 +25,7 @@ from landscape.output import create_hdf5
 from landscape.recorder import Recorder
 from landscape.restarts import run_restarts
 from landscape.study import Study, StudyWriter
-from landscape.surface import Surface, SurfaceStore
+from landscape.surface import Surface, SurfaceStore, empty_surface
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "reliability"
 
@@ -176,6 +176,18 @@ class TestFolders:
         found = Surface.load(tmp_path / "a/s.h5")
         assert found.done.all()
         np.testing.assert_array_equal(found.values["loss"], expected.values["loss"])
+
+    def test_removed_in_mid_run_and_then_killed_a_surface_goes_on(self, tmp_path):
+        def store():
+            return SurfaceStore(empty_surface({"x": np.arange(5.0)}, ["loss"]), {"a": "b"}, tmp_path / "a/s.h5", 0)
+
+        begun = store()
+        begun.record((0,), {"loss": 1.0})
+        shutil.rmtree(tmp_path / "a")
+        begun.record((1,), {"loss": 2.0})
+        assert Surface.load(tmp_path / "a/s.h5").done.sum() == 2
+        begun.close()  # as a kill does
+        assert store().n_continued == 2
 
     def test_removed_in_mid_run_rows_in_memory_are_written_again(self, tmp_path):
         network = nn.Linear(3, 2)

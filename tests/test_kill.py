@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 import landscape
 from landscape import cli
 from landscape.ensemble import train_many
-from landscape.interruption import Stopped, interrupt_between_steps, stoppable
+from landscape.interruption import PATIENCE, Stopped, interrupt_between_steps, stoppable
 from landscape.models import build
 from landscape.session import read_state
 from landscape.surface import Surface
@@ -227,8 +227,8 @@ def test_signals_are_handled_as_before_afterwards():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with stoppable(lambda number: None) as received, pytest.raises(Stopped) as caught:
         press(signal.SIGHUP)
-    with stoppable(lambda number: None), interrupt_between_steps() as waiting:
-        press(signal.SIGTERM, 0)
+    with stoppable(lambda number: None), pytest.raises(Stopped), interrupt_between_steps() as waiting:
+        press(signal.SIGTERM, 0)  # in the last step
     assert caught.value.number == signal.SIGHUP
     assert received == [signal.SIGHUP]
     assert waiting == [signal.SIGTERM]
@@ -264,6 +264,31 @@ def test_a_second_signal_does_not_cut_short_what_the_first_one_makes_done():
         stop_after_the_step()
     assert done == ["lock let go", "state stored"]
     assert waiting == [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_signal_for_a_forked_process_ends_that_one_alone(at_once):
+    with stoppable(lambda number: None) as received, nullcontext() if at_once else interrupt_between_steps():
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join(10)
+        time.sleep(PATIENCE + 0.3)
+    assert child.exitcode == -signal.SIGTERM
+    assert received == []
+
+
+def test_a_forked_process_that_leaves_the_block_leaves_its_parent_stoppable():
+    code = (
+        "import hashlib, os, sys, threading; from landscape.interruption import stoppable\n"
+        "with stoppable(print):\n"
+        "    if os.fork() == 0: sys.exit()\n"
+        "    os.wait()\n"
+        "    threading.Timer(0.2, os.kill, (os.getpid(), 15)).start()\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "15\n", "")
 
 
 def test_a_signal_at_the_very_end_does_no_harm(monkeypatch):
@@ -387,6 +412,16 @@ def test_ctrl_c_keeps_the_step_of_networks_in_training(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="the same call goes on from there"):
         train_many(mlp, DATA, forward=forward, **settings)
     assert read_state(tmp_path / "state.pt", {})["group"]["step"] > 10
+
+
+def test_the_state_of_networks_in_training_is_kept_by_one_process(tmp_path):
+    program = "import sys; from landscape.lock import Lock; a = Lock(sys.argv[1]); print(flush=True); input()"
+    command = [sys.executable, "-c", program, tmp_path / "state.pt"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError, match=rf"state\.pt is being written by process {other.pid}"):
+            train_many(mlp, DATA, seeds=range(2), epochs=1, progress=False, state=tmp_path / "state.pt")
+        other.communicate(b"\n")
 
 
 def test_short_training_writes_no_state(tmp_path):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -257,6 +258,33 @@ class TestOneProcess:
         assert hidden(tmp_path) == []
         del caught
 
+    def test_a_lock_that_was_removed_is_taken_again_or_is_another_s(self, tmp_path):
+        folder = tmp_path / "a"
+        with Lock(folder / "a.h5") as lock:
+            shutil.rmtree(folder)
+            lock.check()
+            assert hidden(folder) == [".a.h5.holder", ".a.h5.lock"]
+            shutil.rmtree(folder)
+            program = (
+                "import sys; from landscape.lock import Lock; lock = Lock(sys.argv[1]); print(flush=True); input()"
+            )
+            command = [sys.executable, "-c", program, folder / "a.h5"]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+                other.stdout.readline()
+                with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
+                    lock.check()
+                lock.release()
+                assert hidden(folder) == [".a.h5.holder", ".a.h5.lock"]  # the other's
+                other.communicate(b"\n")
+        assert hidden(folder) == []
+
+    def test_a_link_stands_for_its_file(self, tmp_path):
+        (tmp_path / "link.h5").symlink_to(tmp_path / "a.h5")
+        with Recorder(tmp_path / "link.h5", samples.network()):
+            assert hidden(tmp_path) == [".a.h5.holder", ".a.h5.lock"]
+        assert (tmp_path / "link.h5").is_symlink()
+        assert len(Trajectory.load(tmp_path / "a.h5")) == 1
+
     def test_who_holds_it_can_be_read(self, tmp_path):
         with Lock(tmp_path / "a.h5"):
             holder = json.loads((tmp_path / ".a.h5.holder").read_text())
@@ -321,6 +349,26 @@ class TestReadersWhileFilesAreMerged:
         monkeypatch.setattr(rows, "read_json", merge_at)
         assert len(Study.load(tmp_path / "a.h5")) == 4
         assert len(seen) > 1 + after  # read again
+
+    def test_files_that_are_removed_one_by_one(self, tmp_path, monkeypatch):
+        with Recorder(tmp_path / "a.h5", samples.network(), interval=0) as recorder:
+            recorder.step()
+        step, calls = Trajectory.load(tmp_path / "a.h5").step, []
+
+        def gone_for_a_while(*arguments):
+            calls.append(arguments)
+            if len(calls) < 7:
+                raise FileNotFoundError("no file")
+            return step, {}
+
+        monkeypatch.setattr(trajectory, "read_scalars", gone_for_a_while)
+        begin = time.monotonic()
+        assert len(Trajectory.load(tmp_path / "a.h5")) == 2
+        assert time.monotonic() - begin > 0.5  # long enough for a slow disk
+        begin = time.monotonic()
+        with pytest.raises(FileNotFoundError, match="no trajectory"):
+            Trajectory.load(tmp_path / "b.h5")
+        assert time.monotonic() - begin < 0.5  # nothing to wait for
 
     def test_networks_belong_to_their_runs_whatever_comes_in_between(self, tmp_path):
         with OPEN["study.h5"](tmp_path / "a.h5") as writer:

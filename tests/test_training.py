@@ -5,10 +5,12 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -514,6 +516,28 @@ def test_a_finished_run_is_returned_at_once(tmp_path, monkeypatch):
     assert again.seconds == first.seconds
     assert not again.model.training
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+
+
+def test_a_run_whose_trajectory_was_removed_does_not_go_on_without_it(tmp_path):
+    with pytest.raises(StopError):
+        quick(network(), forward=Calls(25, stop), folder=tmp_path)
+    for path in tmp_path.glob("trajectory.h5*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"trajectory\.h5 was removed.* or delete state\.pt to start anew"):
+        quick(network(), forward=Calls(), folder=tmp_path)
+
+
+def test_the_history_can_be_read_as_the_run_ends(tmp_path, monkeypatch):
+    run = quick(network(), folder=tmp_path)
+    exists, asked = Path.exists, []
+
+    def goes_after_it_was_seen(path):
+        asked.append(path.name)
+        return len(asked) == 1 or exists(path)
+
+    monkeypatch.setattr(Path, "exists", goes_after_it_was_seen)
+    np.testing.assert_array_equal(read_history(tmp_path)["loss"], run.history["loss"])
+    assert asked[0] == "state.pt"
 
 
 def test_the_history_can_be_read_while_a_run_goes_on_and_afterwards(tmp_path):

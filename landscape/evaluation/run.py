@@ -139,6 +139,7 @@ def evaluate(
                 plan = plan_for(replace(job, engine="reference"), team)
                 make = work_maker(job, plan, team)
                 surface.provenance["plan"] = plan.stored()
+                store.forget_progress()  # first: a kill in between must not leave the wrong values beside the new plan
                 store.save()  # the file must not name the plan that went wrong while the new values come in
                 _fill(store, plan, team, make, progress)
             for name, trajectory in (trajectories or {}).items():
