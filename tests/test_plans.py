@@ -14,7 +14,7 @@ from landscape.evaluation.dense import Dense
 from landscape.evaluation.layers import MaxPool, Point
 from landscape.models import build
 from landscape.objective import Objective
-from landscape.surface import Surface
+from landscape.surface import Surface, SurfaceStore
 
 IMAGES = class_data(37, (1, 8, 8), 4)
 COLOR = class_data(37, (3, 9, 11), 4)
@@ -337,6 +337,32 @@ class TestInASurface:
         assert "doing it all anew" in caplog.text
         assert surface.provenance["plan"]["name"] == "reference"
         np.testing.assert_allclose(surface.values["loss"], right.values["loss"], rtol=1e-12)
+
+    @pytest.mark.parametrize("written", [False, True])
+    def test_a_kill_as_a_plan_has_gone_wrong_leaves_none_of_its_values(self, tmp_path, monkeypatch, written):
+        objective, path = self.objective(), tmp_path / "a.h5"
+        plane = random_directions(objective)
+        right = evaluate(objective, plane, resolution=(9, 7), progress=False, engine="reference")
+        record, calls = plan_module.Dense.values, []
+
+        def wrong_later(self, coordinates):
+            calls.append(len(coordinates))
+            return {name: array * (1 + 1e-3 * (len(calls) > 1)) for name, array in record(self, coordinates).items()}
+
+        def kill(store):
+            if written:
+                store.surface._write(store.path, store.fingerprint)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(plan_module.Dense, "values", wrong_later)
+        monkeypatch.setattr(SurfaceStore, "save", kill)
+        monkeypatch.setattr(SurfaceStore, "finish", SurfaceStore.close)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(objective, plane, resolution=(9, 7), path=path, interval=0, progress=False)
+        assert not Surface.load(path).done.any()
+        monkeypatch.undo()
+        again = evaluate(objective, plane, resolution=(9, 7), path=path, progress=False)
+        np.testing.assert_allclose(again.values["loss"], right.values["loss"], rtol=1e-6)
 
     def test_the_layout_of_images_is_kept_too(self, tmp_path, monkeypatch):
         _, model, data = CASES["lenet"]
