@@ -113,8 +113,8 @@ def test_the_caption_names_data_and_what_does_not_hold(drawn):
     full, mini = (
         drawn.numbers[batches]["gd"]["median cost after each epoch"] for batches in ("full batch", "mini-batches")
     )
-    assert f"From {full[0]:.2f} it falls to {full[-1]:.2f} by plain descent" in drawn.caption
-    assert f"to {mini[-1]:.2f} and" in drawn.caption
+    assert f"From {full[0]:.3f} it falls to {full[-1]:.3f} by plain descent" in drawn.caption
+    assert f"to {mini[-1]:.3f} and" in drawn.caption
     assert "in mini-batches of 50, where after one epoch" in drawn.caption
     for claim, holds in drawn.numbers["claims"].items():
         assert (claim.partition(" (")[0] in drawn.caption) != holds

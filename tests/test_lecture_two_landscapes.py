@@ -129,8 +129,15 @@ def test_starts_needed_are_those_of_the_area_and_of_the_draw(scripts):
     found = lowest_reached(topology, descents)
     assert found["starts needed, expected"] == pytest.approx(8 / 6, rel=0.02)
     assert found["starts needed, measured"] == pytest.approx(8 / 6, rel=0.05)
-    assert found["share of starts trapped in a higher minimum"] == pytest.approx(1 / 4, abs=0.03)
-    assert found["share of starts that leave the window"] == 0
+    assert found["share of starts trapped in a higher minimum, or a dent of one"] == pytest.approx(1 / 4, abs=0.03)
+    assert found["share of starts that end on the border"] == 0
+    assert 0.5 < found["share of starts that end in the lowest minimum itself"] < 6 / 8
+    valley = analyze([5, 3, 4, 1, 4, 0.9, 1, 0], threshold=0.5)  # the first dent counts, the last one does not
+    ends = lowest_reached(valley, descend(valley, [[1.0], [3.0], [5.0], [7.0]]))
+    assert ends["share of starts that end in the lowest minimum itself"] == 1 / 4
+    assert ends["share of starts trapped in a higher minimum, or a dent of one"] == 1 / 4
+    assert ends["share of starts trapped in a dent of no minimum"] == 1 / 4
+    assert ends["share of starts that end on the border"] == 1 / 4
     out = analyze(np.arange(9.0))
     assert out.merged_basins()[0] == OUTSIDE
     assert lowest_reached(out, descend(out, [[3.0]]))["starts needed, expected"] is None

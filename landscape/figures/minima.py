@@ -48,7 +48,8 @@ def plot_minima(
 ) -> go.Figure:
     """Draw the minima that count, with their basins and saddles, on a line, on contours or in a volume.
 
-    Basins of minima that do not count are part of the ones they merge into. What leads out of the grid is gray.
+    Basins of minima that do not count are part of the ones they merge into. What belongs to none is gray: it leads out
+    of the grid, or into a dent that merges with what does.
 
     Args:
         surface: Of one, two or three axes.
@@ -181,7 +182,9 @@ def _on_contours(surface: Surface, info: _MinimaInfo, scale: str, ceiling: float
     figure.add_traces([*point_marks(info.points, info.basins), *kept])
     if (info.basins.labels == OUTSIDE).any():
         marker = {"symbol": "square", "color": colors[0], "size": 14, "line": {"color": "#999999", "width": 1}}
-        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="leads out of the grid"))
+        figure.add_trace(
+            go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name="of no minimum that counts")
+        )
     return figure
 
 

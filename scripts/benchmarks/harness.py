@@ -252,7 +252,11 @@ def write(
         tables: Markdown.
         figure: The bar chart.
     """
-    command = shlex.join(["python", *sys.argv])
+    words = [*sys.argv, "--"]
+    if "--only" in words:  # the others keep their results: what is written is of all
+        first = words.index("--only")
+        del words[first : next(i for i in range(first + 1, len(words)) if words[i].startswith("--"))]
+    command = shlex.join(["python", *words[:-1]])
     facts = "".join(f"- {key}: {value}\n" for key, value in machine.items())
     content = {"command": command, "machine": machine, "results": results}
     for suffix, text in (

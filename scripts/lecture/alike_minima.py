@@ -318,8 +318,8 @@ def caption(numbers: dict[str, Any]) -> str:
         f"With {last['width']} units {last['distinct minima']} of {last['runs']} are distinct (at least "
         f"{last['all minima']['lower']:,.0f} in all, 95 % interval), but the middle half of the costs spans {cost} of "
         f"what training gained, of the test costs {test}, of the test accuracies {accuracy}. "
-        f"The spread of the final cost {shrinks} with width. Widths at which accuracy differs less than test cost: by "
-        f"this measure {gain}, relative to the medians {median}. Markedly lower than the others of their width are "
-        f"{sum(row['markedly lower'] for row in rows)} of the {runs}, markedly higher "
-        f"{sum(row['markedly higher'] for row in rows)}."
+        f"The spread of the final cost {shrinks} with width; {sum(row['markedly lower'] for row in rows)} of {runs} "
+        f"costs are markedly lower than the others of their width, {sum(row['markedly higher'] for row in rows)} "
+        f"markedly higher; accuracy differs less than test cost at the widths {gain} as a share of the gain, {median} "
+        "as a share of the median."
     )

@@ -196,21 +196,27 @@ def describe(numbers: dict[str, Any]) -> str:
         values = {name: own[quantity][epoch] for name, own in numbers[batches].items()}
         plain = values.pop("gd")
         ends = min(values.values()), max(values.values())
-        plain, low, high = (f"{100 * v:.0f}" if quantity == ACCURACY else f"{v:.2f}" for v in (plain, *ends))
+        plain, low, high = (f"{100 * v:.0f}" if quantity == ACCURACY else f"{v:.3f}" for v in (plain, *ends))
         return plain, f"{low} to {high}"
 
     start = numbers["full batch"]["gd"][COST][0]
     full, mini = map(medians, ("full batch", "mini-batches"))
     once = medians("mini-batches", 1, ACCURACY)
     failed = [claim.partition(" (")[0] for claim, holds in numbers["claims"].items() if not holds]
+    better = [
+        f"{OPTIMIZERS[name]} ends at {own[COST][-1]:.3f}"
+        for name, own in numbers[TENTH].items()
+        if own[COST][-1] < numbers["mini-batches"][name][COST][-1]
+    ]
     return (
         f"Four hidden layers of 10 tanh units on {numbers['images']:,} images of {numbers['data']}, {EPOCHS} epochs "
         f"from parameters drawn from N(0, {SCALE}^2), each optimizer with its largest step length 10^k that converges "
-        f"(the median cost rises, in total, by less than {100 * UNREST:g} % of what it falls). From {start:.2f} it "
+        f"(the median cost rises, in total, by less than {100 * UNREST:g} % of what it falls). From {start:.3f} it "
         f"falls to {full[0]} by plain descent and to {full[1]} by the others in full batch ({EPOCHS} steps), to "
         f"{mini[0]} and {mini[1]} in mini-batches of {numbers['batch size']}, where after one epoch {once[0]} % and "
         f"{once[1]} % of the training images are right."
         + (f" Of the lecture's statements these do not hold here: {'; '.join(failed)}." if failed else "")
+        + (f" With a tenth of that step {' and '.join(better)}." if better else "")
     )
 
 

@@ -178,16 +178,17 @@ def caption(numbers: dict[str, Any]) -> str:
     """Say what was found."""
     used = numbers["settings"]
     without, with_ = numbers["groups"].values()
-    saved = numbers["validation cost saved"]
+    saved, gained = numbers["validation cost saved"], numbers["validation accuracy gained"]
     lowest, epoch = without["validation cost, lowest"], without["epoch of the lowest validation cost"]
     return (
         f"{used['runs per penalty']} networks of {used['hidden units']} ReLU units ({used['parameters']:,} "
         f"parameters) on {used['training images']} images of {used['data']}, medians. Without a penalty the validation "
         f"cost falls to {lowest:.3f} by epoch {epoch:.0f} and rises to {without['validation cost, final']:.3f}, while "
-        f"the training cost goes on to {without['training cost, final']:.1e}; with penalty {used['best penalty']:g} "
-        "it ends at "
-        f"{with_['validation cost, final']:.3f}, lower by {saved['median']:.3f} (95 % interval {saved['lower']:.3f} to "
-        f"{saved['upper']:.3f}), with {100 * with_['validation accuracy, final']:.1f} % instead of "
-        f"{100 * without['validation accuracy, final']:.1f} % of the validation images right. The surfaces show the "
+        f"the training cost goes on to {without['training cost, final']:.1e}; with penalty {used['best penalty']:g}, "
+        f"the best of those tried on the same images, it ends at {with_['validation cost, final']:.3f}, seed by seed "
+        f"lower by {saved['median']:.3f} (95 % interval {saved['lower']:.3f} to {saved['upper']:.3f}), with "
+        f"{100 * with_['validation accuracy, final']:.1f} % instead of "
+        f"{100 * without['validation accuracy, final']:.1f} % of the validation images right (gain in points, 95 % "
+        f"interval: {100 * gained['lower']:.1f} to {100 * gained['upper']:.1f}). The surfaces show the "
         "cost of the data, without the penalty, on planes scaled by the norms of the network's filters."
     )

@@ -131,12 +131,14 @@ def _file_name(cost: str) -> str:
 def _measure(surface: Surface, profile: Surface, norms: np.ndarray) -> dict[str, Any]:
     loss = surface.metric()
     along = analyze(profile)
+    corners = np.stack([loss[i : len(loss) - 1 + i, j : loss.shape[1] - 1 + j] for i in (0, 1) for j in (0, 1)])
     return {
         "distinct values on the grid": len(np.unique(loss.round(9))),
         "points on the grid": loss.size,
         "lowest on the grid": float(loss.min()),
         "highest on the grid": float(loss.max()),
-        "share of the area with a gradient of exactly zero": float((norms == 0).mean()),
+        "share of the grid's cells with one value at all corners": float((np.ptp(corners, axis=0) == 0).mean()),
+        "share of the area with a gradient of exactly zero, by autograd": float((norms == 0).mean()),
         f"share of the area with a gradient norm below {FLAT:g}": float((norms < FLAT).mean()),
         "largest gradient norm": float(norms.max()),
         f"minima along w0 at w1 = {CUT:g}": along.count(),
@@ -148,11 +150,12 @@ def _claims(numbers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     step, squares, entropy = (numbers[cost] for cost in COSTS)
     minima = f"minima along w0 at w1 = {CUT:g}"
     negative = "share of the area with a negative Hessian eigenvalue"
+    constant = "share of the grid's cells with one value at all corners"
     return {
         "points": len(POSITIONS),
         "w0 and w1": EXTENT,
         **numbers,
-        "the gradient of the step is zero everywhere": step["share of the area with a gradient of exactly zero"] == 1,
+        "the cost of the step is flat between jumps": step[constant] > 0.5 > squares[constant],
         "the step takes at most one value more than there are points": step["distinct values on the grid"]
         <= len(POSITIONS) + 1,
         "least squares of the sigmoid are not convex": squares[negative] > 0,
@@ -165,10 +168,11 @@ def _caption(numbers: dict[str, dict[str, Any]]) -> str:
     step, squares, entropy = (numbers[cost] for cost in COSTS)
     flat, minima = f"share of the area with a gradient norm below {FLAT:g}", f"minima along w0 at w1 = {CUT:g}"
     negative = "share of the area with a negative Hessian eigenvalue"
+    constant = "share of the grid's cells with one value at all corners"
     return (
         f"The cost of a classifier with two parameters on {len(POSITIONS)} points of a line that no threshold "
-        f"separates. With the step it takes {step['distinct values on the grid']} values, and its gradient is exactly "
-        f"zero on {step['share of the area with a gradient of exactly zero']:.0%} of the grid; least squares of the "
+        f"separates. With the step it takes {step['distinct values on the grid']} values, with a gradient of zero "
+        f"between jumps ({step[constant]:.0%} of the grid's cells have one value at all corners); least squares of the "
         f"sigmoid are smooth, but nearly flat (gradient norm below {FLAT:g}) on {squares[flat]:.0%} of the area and "
         f"have a negative Hessian eigenvalue on {squares[negative]:.0%} of it; the cross-entropy is nearly flat on "
         f"{entropy[flat]:.0%} of it, and its smallest Hessian eigenvalue over the grid is "
@@ -184,10 +188,10 @@ def _relief(cost: str, surface: Surface, measured: dict[str, Any]) -> go.Figure:
     flat = measured[f"share of the area with a gradient norm below {FLAT:g}"]
     notes = [f"gradient norm below {FLAT:g} on {flat:.0%} of the area"]
     if cost == "step":
-        zero = measured["share of the area with a gradient of exactly zero"]
+        constant = measured["share of the grid's cells with one value at all corners"]
         notes = [
             f"share of wrong answers: {measured['distinct values on the grid']} values",
-            f"gradient zero on {zero:.0%} of the area, undefined at jumps",
+            f"flat: {constant:.0%} of the grid's cells have one value at all corners",
         ]
     elif measured["share of the area with a negative Hessian eigenvalue"]:
         notes.insert(0, f"not convex: Hessian eigenvalues down to {measured['smallest Hessian eigenvalue']:.2g}")
@@ -204,6 +208,9 @@ def _relief(cost: str, surface: Surface, measured: dict[str, Any]) -> go.Figure:
         hovertemplate="w0: %{x:.3g}<br>w1: %{y:.3g}<br>cost: %{customdata:.4g}<extra></extra>",
     )
     figure.update_layout(scene_zaxis_title_text="cost")
+    if cost == "step":  # the lowest tick would stand on one of another axis
+        ticks = [0.4, 0.6, 0.8]
+        figure.update_layout(scene_zaxis={"tickvals": ticks, "ticktext": list(map(str, ticks))})
     return figure
 
 

@@ -187,8 +187,8 @@ def caption(numbers: dict[str, Any]) -> str:
     )
     good = numbers["scales at which all runs train"].items()
     scales = "; ".join(f"{name} {', '.join(f'{s:g}' for s in each) or 'none'}" for name, each in good)
-    against = f" What the lecture says and does not hold here: {'; '.join(failed)}." if failed else ""
-    return f"{networks}: {flat}; {steep}. {moved_biases}. Scales at which all runs train: {scales}.{against}"
+    against = f" Of the lecture's statements these do not hold here: {'; '.join(failed)}." if failed else ""
+    return f"{networks}: {flat}; {steep}. {moved_biases}; all runs train at the scales {scales}.{against}"
 
 
 def loss(entry: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def plot_training(results: dict[Start, Any], plan: Plan, guessing: float, look: 
 
 def plot_during(during: dict[str, Any], look: str) -> go.Figure:
     """Draw the entries of the gradient by layer during training."""
-    notes = [look, "scale 1, one seed; color: entry of the gradient (RMS)"]
+    notes = [look, "scale 1, seed 0; color: entry of the gradient (RMS)"]
     figure = panels("Gradient during training", notes, list(ACTIVATIONS.values()))
     entries = {activation: np.array(run["entries"]) for activation, run in during.items()}
     axis = power_axis(np.concatenate([each.ravel() for each in entries.values()]))
@@ -109,7 +109,6 @@ def plot_biases(results: dict[Start, Any], plan: Plan, guessing: float, look: st
         f"scale 1, all hidden biases at one value; {plan.seeds} seeds:",
         "median, band: all; dotted: guessing",
     ]
-    notes.append("slope of maxout: that of its larger piece, 1")
     titles = ["mean slope", "dead units (%)", "first layer: entry (RMS)", "loss after training"]
     figure = panels("Biases moved", notes, titles)
     of = {
@@ -119,22 +118,20 @@ def plot_biases(results: dict[Start, Any], plan: Plan, guessing: float, look: st
         for activation, name in product(ACTIVATIONS, ("slope", "dead", "entries"))
     }
     axis = power_axis(np.stack([of[activation, "entries"][:, :, 0] for activation in ACTIVATIONS]))
-    x, x_trained = ([f"{bias:g}" for bias in biases] for biases in (plan.biases, plan.trained))
     for j, (activation, name) in enumerate(ACTIVATIONS.items()):
         look_of = PALETTE[j], name, SYMBOLS[j]
         if activation != "maxout":
-            add_band(figure, 0, x, of[activation, "slope"], *look_of, False)
-        add_band(figure, 1, x, 100 * of[activation, "dead"], *look_of, True)
+            add_band(figure, 0, plan.biases, of[activation, "slope"], *look_of, False)
+        add_band(figure, 1, plan.biases, 100 * of[activation, "dead"], *look_of, True)
         front = of[activation, "entries"][:, :, 0]
-        add_band(figure, 2, x, np.where(front > 0, front, axis["tickvals"][0]), *look_of, False)
+        add_band(figure, 2, plan.biases, np.where(front > 0, front, axis["tickvals"][0]), *look_of, False)
         ends = [np.array(results[Start(activation, 1.0, bias)]["loss"])[:, -1] for bias in plan.trained]
-        add_band(figure, 3, x_trained, np.stack(ends, axis=1), *look_of, False)
+        add_band(figure, 3, plan.trained, np.stack(ends, axis=1), *look_of, False)
     figure.update_yaxes(axis, **place(2))
     figure.update_yaxes(range=[0, 1.15 * guessing], **place(3))
     figure.add_hline(guessing, line=DOTTED, **place(3))
-    every = 1 if len(plan.biases) < 8 else 5  # no room for more on a phone
-    figure.update_xaxes(type="category", tickangle=0, tickvals=x[::every])
-    figure.update_xaxes(tickvals=x_trained[::2], **place(3))
+    figure.update_xaxes(tickangle=0, dtick=1)
+    figure.update_xaxes(tickvals=plan.trained, tickmode="array", **place(3))
     figure.update_xaxes(title_text="hidden biases", row=2)
     return figure
 
