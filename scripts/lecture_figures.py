@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -289,3 +290,10 @@ if __name__ == "__main__":
     except Stopped as stop:
         say_stopped(stop.number)
         sys.exit(128 + stop.number)
+    except OSError as error:  # a full disk, a folder that may not be written: it says what to do
+        sys.exit(f"{error}\nwhat is done is stored: the same command goes on")
+    except BrokenProcessPool:
+        sys.exit(
+            "a process that made figures has died; out of memory? What is done is stored: the same command goes on, "
+            "with --workers 1 it takes less"
+        )

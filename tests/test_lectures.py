@@ -117,6 +117,16 @@ def test_a_signal_stops_all_processes_and_says_how_to_go_on(tmp_path, number):
     assert "Traceback" not in said
 
 
+def test_what_cannot_be_written_is_said_in_a_line(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "lecture_figures.py"
+    (tmp_path / "out").write_text("no folder")
+    arguments = ["--quick", "--data=digits", "--only", "L4", "--formats", "html", "--out", tmp_path / "out"]
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("what is done is stored: the same command goes on")
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_every_figure_is_drawn_and_fits(browser, out, width):
     tab = browser.new_page(viewport={"width": width, "height": 844})
