@@ -199,7 +199,7 @@ def _read_whole(path: Path, kind: str, read: Callable[[list[Path]], T]) -> T:
             raise FileNotFoundError(f"{path} was merged while it was read")
         return found
 
-    return read_steadily(read_once, path, parts_folder(path))
+    return read_steadily(read_once, path, parts=parts_folder(path))
 
 
 def parts_folder(path: Path) -> Path:

@@ -321,18 +321,19 @@ def _open_hdf5(path: str | os.PathLike) -> tuple[h5py.File, bool]:
         file.close()  # a job has put a new one in its place meanwhile, or removed it
 
 
-def read_steadily(read: Callable[[], T], *places: Path) -> T:
+def read_steadily(read: Callable[[], T], *files: Path, parts: Path | None = None) -> T:
     """Call what reads several files; again, where a job merges them, so that one of them is gone.
 
     Args:
         read: Called until it does not raise FileNotFoundError.
-        places: One of them is there as long as there is anything to read.
+        files: One of them is there as long as there is anything to read,
+        parts: or something in this folder.
     """
     for pause in _PAUSES:
         try:
             return read()
         except FileNotFoundError:
-            if not any(place.exists() for place in places):
+            if not any(file.is_file() for file in files) and not (parts and parts.is_dir() and any(parts.iterdir())):
                 raise
         time.sleep(pause)
     return read()

@@ -75,7 +75,7 @@ class Trajectory:
             step, metrics = read_scalars(segments)
             return cls(path, header.layout, step, metrics, header.info, header.buffers, segments)
 
-        return read_steadily(read, path, shard_folder(path))
+        return read_steadily(read, path, parts=shard_folder(path))
 
     def __len__(self) -> int:
         return len(self.step)
@@ -115,7 +115,7 @@ class Trajectory:
             with read_hdf5(segment.file) as file:
                 return _rows(file, name, (i - segment.first,))
 
-        return read_steadily(read, self.path, shard_folder(self.path))
+        return read_steadily(read, self.path, parts=shard_folder(self.path))
 
     def _present_segments(self) -> list[Segment]:
         """Return where the rows are: the recorder may have merged its files since."""
@@ -146,7 +146,7 @@ class Trajectory:
                     parts.append(_rows(file, "theta", (slice(segment.stop - segment.first), slice(start, stop))))
             return np.concatenate(parts)
 
-        return read_steadily(read, self.path, shard_folder(self.path))
+        return read_steadily(read, self.path, parts=shard_folder(self.path))
 
     def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[tuple[int, int, np.ndarray]]:
         """Yield all columns of theta, block by block.
