@@ -134,7 +134,8 @@ def test_a_signal_stops_a_job(folder, kind, number):
         os.kill(process.pid, number)
     process.join(30)
     wait_for(lambda: not session(process.pid), 5)
-    assert time.monotonic() - since < SOON
+    seconds = time.monotonic() - since
+    assert seconds < SOON
     assert process.exitcode == 128 + number
     text = (folder / "err").read_text()
     line = f"stopped; what is done is stored in {OUT[kind]}: run the same command again to go on"
@@ -142,7 +143,8 @@ def test_a_signal_stops_a_job(folder, kind, number):
     assert text.count("stopped") == 1
     assert "Traceback" not in text
     assert stored(kind, folder) >= before
-    assert not [path.name for path in folder.rglob(".*")]
+    if seconds < PATIENCE:  # else it was ended at once, and the next one takes over
+        assert not [path.name for path in folder.rglob(".*")]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in JOBS if kind != "workers"])  # see test_workers.py
