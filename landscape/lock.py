@@ -46,8 +46,9 @@ _DEAD_PATIENCE = 5.0  # seconds for a process just forked by one killed to close
 class Lock:
     """The right to write a file.
 
-    Another process that holds it is an error at once. An older lock of this process is joined, and from `take` on it is
-    no longer in force: a cell of a notebook that is run again goes on from the one before.
+    Another process that holds it is an error, at once unless it is just letting go. An older lock of this process is
+    joined, and from `take` on it is no longer in force: a cell of a notebook that is run again goes on from the one
+    before.
 
     Args:
         path: The file, or what stands for a folder of files. Temporary files that killed jobs left beside it and in
